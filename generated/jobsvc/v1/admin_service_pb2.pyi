@@ -200,7 +200,7 @@ Global___Worker: _TypeAlias = Worker  # noqa: Y015
 
 @_typing.final
 class FailureGroup(_message.Message):
-    """Jobs that failed alike."""
+    """Jobs of one type whose latest failure was of one type."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -218,11 +218,11 @@ class FailureGroup(_message.Message):
     """How many jobs are in the group."""
     @_builtins.property
     def first_time(self) -> _timestamp_pb2.Timestamp:
-        """When the first of them failed."""
+        """When the earliest of these failures was."""
 
     @_builtins.property
     def last_time(self) -> _timestamp_pb2.Timestamp:
-        """When the last of them failed."""
+        """When the latest of these failures was."""
 
     @_builtins.property
     def sample_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -721,7 +721,7 @@ class ListFailureGroupsRequest(_message.Message):
     """
     @_builtins.property
     def filter(self) -> _job_pb2.JobFilter:
-        """Which jobs to group; of those that match, only jobs that failed count."""
+        """Which jobs to group. Default: all."""
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ Conventions, everywhere in this package unless a field says otherwise:
   Keys have 1 to 255 characters.
 - A `job_id` is a UUIDv7 in its canonical, lower-case form. Any other form is
   refused with INVALID_ARGUMENT.
+- Times are UTC by the database's clock.
 - "Waiting" means SCHEDULED, QUEUED or RETRYING; "active" means waiting or
   RUNNING; "ended" means SUCCEEDED, FAILED or CANCELLED.
 """
@@ -467,8 +468,8 @@ class Job(_message.Message):
     follows.
     """
     trace_id: _builtins.str
-    """The W3C trace id under which the job was submitted, 32 lower-case hexadecimal
-    digits; empty if there was none.
+    """The trace that the job belongs to, as 32 lower-case hexadecimal digits; empty if
+    it belongs to none. The service's log lines about the job carry it too.
     """
     @_builtins.property
     def payload(self) -> _struct_pb2.Struct:
@@ -506,8 +507,8 @@ class Job(_message.Message):
 
     @_builtins.property
     def schedule_time(self) -> _timestamp_pb2.Timestamp:
-        """When the job was first to be due; the time of submission for a job that was to
-        start at once. UpdateJob changes it.
+        """When the job is or was to be due; the time of submission for a job that was to
+        start at once. UpdateJob changes it, and so does a handler that asks for later.
         """
 
     @_builtins.property
@@ -520,7 +521,9 @@ class Job(_message.Message):
 
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """When a SCHEDULED or RETRYING job is due; unset in any other state."""
+        """When the next attempt of a RETRYING job is due; unset in any other state. A
+        SCHEDULED job is due at its `schedule_time`.
+        """
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
@@ -923,7 +926,7 @@ class JobEvent(_message.Message):
 
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """When the job is due: on each event that leaves it SCHEDULED or RETRYING."""
+        """When the next attempt is due: on an ATTEMPT_FAILED that leaves the job RETRYING."""
 
     def __init__(
         self,

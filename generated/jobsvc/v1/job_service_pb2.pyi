@@ -702,7 +702,9 @@ Global___WatchJobsRequest: _TypeAlias = WatchJobsRequest  # noqa: Y015
 
 @_typing.final
 class WatchJobsResponse(_message.Message):
-    """One message of WatchJobs' stream. With nothing to replay, a heartbeat comes at once."""
+    """One message of WatchJobs' stream. A heartbeat always comes at once, so that there is a
+    token to resume from.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
