@@ -1,0 +1,259 @@
+"""Value types that the store, the services, the worker and the rpc layer hand to one another.
+
+Times are timezone-aware UTC datetimes, spans are seconds as float. Job ids are UUIDv7 in canonical
+lower-case text. Payloads and results are bytes: with `content_type` None the wire form of a
+google.protobuf.Struct (payload) or Value (result), else a blob of that type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from jobsvc.core.states import EventType, JobState
+
+DAY = 86_400.0
+RETENTION_SECONDS = {
+    JobState.SUCCEEDED: 7 * DAY,
+    JobState.CANCELLED: 7 * DAY,
+    JobState.FAILED: 30 * DAY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What a handler is given."""
+
+    data: bytes = b""
+    content_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    initial_backoff: float = 10.0
+    backoff_multiplier: float = 2.0
+    max_backoff: float = 3600.0
+    jitter: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A checked request to submit. What the caller left out is None and is filled in on submit."""
+
+    job_id: str
+    job_type: str
+    input: Input = Input()
+    queue: str | None = None
+    priority: int = 0
+    schedule_time: datetime | None = None
+    delay: float | None = None
+    expire_time: datetime | None = None
+    ttl: float | None = None
+    max_attempts: int | None = None
+    retry_policy: RetryPolicy = RetryPolicy()
+    timeout: float | None = None
+    idempotency_key: str | None = None
+    request_hash: bytes = b""
+    retention: float | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    actor: str = "anonymous"
+    trace_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why an attempt, or a job, did not succeed. `type` is an exception's class name or one of
+    TIMEOUT, WORKER_LOST, CANCELLED, EXPIRED, INVALID_PAYLOAD, RESULT_INVALID, RESULT_TOO_LARGE."""
+
+    type: str
+    message: str = ""
+    traceback: str = ""
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    current: float
+    total: float
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    level: str  # DEBUG, INFO, WARNING, ERROR
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One chunk: either text or data."""
+
+    text: str | None = None
+    data: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.data) if self.data is not None else len((self.text or "").encode())
+
+
+Report = Progress | Log | Output
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it stands. `input` is None where the payload was not asked for."""
+
+    job_id: str
+    job_type: str
+    queue: str
+    state: JobState
+    priority: int
+    attempt: int
+    max_attempts: int
+    retry_policy: RetryPolicy
+    timeout: float
+    create_time: datetime
+    last_sequence: int
+    input: Input | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    idempotency_key: str | None = None
+    schedule_time: datetime | None = None
+    start_time: datetime | None = None
+    finish_time: datetime | None = None
+    next_attempt_time: datetime | None = None
+    expire_time: datetime | None = None
+    purge_time: datetime | None = None
+    progress: Progress | None = None
+    error: JobError | None = None
+    worker_id: str = ""
+    cancel_requested: bool = False
+    trace_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    job_id: str
+    sequence: int
+    type: EventType
+    event_time: datetime
+    state: JobState
+    attempt: int
+    worker_id: str = ""
+    error: JobError | None = None
+    report: Report | None = None
+    next_attempt_time: datetime | None = None
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutcome:
+    """How a job stands for whoever waits for its result: at most one of result and error."""
+
+    job_id: str
+    state: JobState
+    result: Input | None = None
+    error: JobError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A job that a worker holds under a lease. `token` is the fence: no write without it."""
+
+    job_id: str
+    token: str
+    job_type: str
+    queue: str
+    attempt: int
+    input: Input
+    timeout: float
+    trace_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobTypeInfo:
+    """What workers announced of a job type; None leaves the service's own default."""
+
+    name: str
+    description: str = ""
+    payload_schema: str | None = None  # JSON Schema as JSON text
+    queue: str | None = None
+    max_attempts: int | None = None
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    worker_id: str
+    host: str
+    pid: int
+    version: str
+    queues: tuple[str, ...]
+    job_types: tuple[str, ...]
+    concurrency: int
+    prefetch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """A row of the outbox: one message that is to be on the broker."""
+
+    outbox_id: int
+    kind: str  # "job" or "dead"
+    job_id: str
+    job_type: str
+    queue: str
+    priority: int
+    attempt: int
+    error_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A job whose history grew, as told to watchers after the commit."""
+
+    job_id: str
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What a committed transaction leaves to be told: to watchers, and to the broker."""
+
+    changes: tuple[Change, ...] = ()
+    dispatches: tuple[Dispatch, ...] = ()
+
+
+# How an attempt ended, as a worker reports it to the store.
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    result: Input
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """`retry_after`: seconds that the handler asked for in place of the policy's backoff.
+    `crashed`: the attempt took its process with it."""
+
+    error: JobError
+    retry_after: float | None = None
+    crashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """Shutdown; no attempt of the budget is used up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snoozed:
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Its cancel was requested and the handler runs no more."""
+
+
+Ending = Succeeded | AttemptFailed | Interrupted | Snoozed | Stopped

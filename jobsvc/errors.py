@@ -1,0 +1,117 @@
+"""What the service can decide against a caller. No transport in here: rpc/status.py maps each
+class to its gRPC status.
+
+    JobsvcError
+    ├── InvalidRequest            one or more fields break a rule; lists every one
+    ├── JobUnknown
+    ├── JobStateForbids           the job's state does not allow what was asked
+    ├── IdempotencyKeyReused      same key, another request
+    ├── SequenceOutOfRange        a resume point beyond the job's history
+    ├── WatcherTooSlow
+    ├── LimitReached              come back later
+    ├── Unavailable               come back, perhaps to another server
+    │   ├── DatabaseUnavailable
+    │   ├── Draining
+    │   └── StreamExpired
+    ├── FeatureUnimplemented      a field or call that this release does not have
+    └── SchemaMismatch            the database's schema is not this release's (start-up only)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobsvc.core.states import JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field that breaks a rule; `field` is its path, `description` says what to do."""
+
+    field: str
+    description: str
+
+
+class JobsvcError(Exception):
+    """The message is readable alone and safe to show to the caller."""
+
+
+class InvalidRequest(JobsvcError):
+    def __init__(self, violations: list[Violation]) -> None:
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+        self.violations = violations
+
+
+class JobUnknown(JobsvcError):
+    def __init__(self, job_id: str, hint: str = "") -> None:
+        super().__init__(f"no job {job_id}{hint}")
+        self.job_id = job_id
+
+
+class JobStateForbids(JobsvcError):
+    def __init__(self, job_id: str, state: JobState, what: str) -> None:
+        super().__init__(f"job {job_id} is {state}: {what}")
+        self.job_id = job_id
+        self.state = state
+
+
+class IdempotencyKeyReused(JobsvcError):
+    """`index` is the place of the refused request in a SubmitJobs call, else None."""
+
+    def __init__(self, job_id: str, index: int | None = None) -> None:
+        place = "" if index is None else f"requests[{index}]: "
+        super().__init__(
+            f"{place}the idempotency key was used before with another request (job {job_id}); "
+            "send the same request again or choose another key"
+        )
+        self.job_id = job_id
+        self.index = index
+
+
+class SequenceOutOfRange(JobsvcError):
+    def __init__(self, after: int, oldest: int, last: int) -> None:
+        super().__init__(
+            f"after_sequence {after} is beyond the job's last event {last}; "
+            "resume with a sequence that this job has sent"
+        )
+        self.oldest = oldest
+        self.last = last
+
+
+class WatcherTooSlow(JobsvcError):
+    def __init__(self) -> None:
+        super().__init__("the stream was not read for too long; watch again from the last sequence")
+
+
+class LimitReached(JobsvcError):
+    def __init__(self, what: str, retry_seconds: float = 1.0) -> None:
+        super().__init__(what)
+        self.retry_seconds = retry_seconds
+
+
+class Unavailable(JobsvcError):
+    retry_seconds = 1.0
+
+
+class DatabaseUnavailable(Unavailable):
+    def __init__(self) -> None:
+        super().__init__("the database is out of reach; try again")
+
+
+class Draining(Unavailable):
+    def __init__(self) -> None:
+        super().__init__("this server is shutting down; try again, another one will answer")
+
+
+class StreamExpired(Unavailable):
+    def __init__(self) -> None:
+        super().__init__("the stream reached its age limit; watch again from the last sequence")
+
+
+class FeatureUnimplemented(JobsvcError):
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is not available in this release")
+
+
+class SchemaMismatch(JobsvcError):
+    pass

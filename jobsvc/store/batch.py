@@ -1,0 +1,202 @@
+"""Many jobs changed in one transaction: lock, decide in Python, write in three statements.
+
+The rows are locked in id order (two batches that share jobs cannot deadlock), so what is decided
+from them holds until the commit; the UPDATE repeats state and sequence all the same, and a row
+that does not match rolls everything back. The row lock is also what makes sequences gapless and
+their order the order of commits.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from jobsvc.core.model import RETENTION_SECONDS, Change, Dispatch, Effects, JobError, Report
+from jobsvc.core.states import EventType, JobState
+from jobsvc.store.database import Transaction, update_many
+from jobsvc.store.rows import JOB_COLUMNS, error_to_json, event_detail
+from jobsvc.store.tables import job_events, jobs, outbox
+
+# Whoever writes an outbox row publishes it at once; the relay takes over what is older.
+PUBLISH_GRACE = timedelta(seconds=2)
+
+LOCK_COLUMNS = (
+    *JOB_COLUMNS,
+    *(jobs.c.failures, jobs.c.crashes, jobs.c.retention, jobs.c.lease_token, jobs.c.held),
+    *(jobs.c.log_bytes, jobs.c.output_bytes, jobs.c.dispatch_count),
+)
+
+
+class LockedJob:
+    """A locked row of `jobs` and what will be written to it; attributes show the latter first."""
+
+    __slots__ = ("changed", "row")
+
+    def __init__(self, row: sa.Row[Any]) -> None:
+        self.row = row
+        self.changed: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        changed = self.changed
+        return changed[name] if name in changed else getattr(self.row, name)
+
+    def set(self, **columns: Any) -> None:
+        self.changed.update(columns)
+
+
+def lock(tx: Transaction, ids: Iterable[str], *extra: sa.Column[Any]) -> dict[str, LockedJob]:
+    """Locks the jobs of `ids` that exist, waiting for whoever holds them."""
+    rows = tx.execute(
+        sa.select(*LOCK_COLUMNS, *extra)
+        .where(jobs.c.id.in_(sorted(ids)))
+        .order_by(jobs.c.id)
+        .with_for_update()
+    )
+    return {row.id: LockedJob(row) for row in rows}
+
+
+def lock_next(
+    tx: Transaction, limit: int, order: sa.ColumnElement[Any], *where: sa.ColumnElement[bool]
+) -> list[LockedJob]:
+    """Locks up to `limit` jobs that match, passing over those that somebody else holds."""
+    statement = sa.select(*LOCK_COLUMNS).where(*where).order_by(order).limit(limit)
+    return [LockedJob(r) for r in tx.execute(statement.with_for_update(skip_locked=True))]
+
+
+class Batch:
+    """Collects changes to locked (or just inserted) jobs; `write` stores them."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self.tx = tx
+        self._jobs: dict[str, LockedJob] = {}
+        self._last_sequences: dict[str, int] = {}
+        self._events: list[dict[str, Any]] = []
+        self._outbox: list[dict[str, Any]] = []
+
+    def set(self, job: LockedJob, **columns: Any) -> None:
+        """Changes columns that no watcher is told of."""
+        job.set(**columns)
+        self._jobs[job.id] = job
+
+    def move(
+        self,
+        job: LockedJob,
+        event: EventType,
+        state: JobState,
+        *,
+        error: JobError | None = None,
+        report: Report | None = None,
+        actor: str = "",
+        **columns: Any,
+    ) -> None:
+        """One arrow: the event, and every column that follows from it."""
+        values: dict[str, Any] = {"state": state, "last_sequence": job.last_sequence + 1}
+        if error is not None:
+            values["error"] = error_to_json(error)
+        if state is not JobState.RUNNING:
+            values |= {"lease_token": None, "lease_expire_time": None}
+        if state is not JobState.RETRYING:
+            values["next_attempt_time"] = None
+        if state.terminal:
+            retention = job.retention or RETENTION_SECONDS[state]
+            values["finish_time"] = self.tx.now
+            values["purge_time"] = self.tx.now + timedelta(seconds=retention)
+            values["held"] = False
+        self.set(job, **(values | columns))
+        self.record(job, event, error=error, report=report, actor=actor)
+        if state is JobState.QUEUED:
+            self.set(job, dispatch_count=0)
+            self.dispatch(job)
+        elif event is EventType.FAILED:
+            self._owe(job, "dead", error.type if error else "", PUBLISH_GRACE)
+
+    def record(
+        self,
+        job: Any,
+        event: EventType,
+        *,
+        error: JobError | None = None,
+        report: Report | None = None,
+        actor: str = "",
+    ) -> None:
+        """The event alone, numbered `job.last_sequence` and showing `job` as it is now."""
+        self._events.append(
+            {
+                "job_id": job.id,
+                "sequence": job.last_sequence,
+                "type": event,
+                "state": job.state,
+                "event_time": self.tx.now,
+                "attempt": job.attempt,
+                "worker_id": job.worker_id if job.attempt else None,
+                "detail": event_detail(
+                    error=error,
+                    report=report,
+                    next_attempt_time=job.next_attempt_time,
+                    actor=actor,
+                ),
+            }
+        )
+        self._last_sequences[job.id] = job.last_sequence
+
+    def dispatch(self, job: LockedJob, grace: timedelta = PUBLISH_GRACE) -> None:
+        """Owes the broker a message for a QUEUED job."""
+        self.set(job, held=False, dispatch_time=self.tx.now)
+        self._owe(job, "job", "", grace)
+
+    def dispatch_new(self, job: Any) -> None:
+        """The same for a job that was inserted with its dispatch_time."""
+        self._owe(job, "job", "", PUBLISH_GRACE)
+
+    def write(self) -> Effects:
+        groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+        for job in self._jobs.values():
+            guard = {"was_state": job.row.state, "was_last_sequence": job.row.last_sequence}
+            groups[tuple(sorted(job.changed))].append({"id": job.id} | guard | job.changed)
+        for rows in groups.values():
+            written = update_many(self.tx, jobs, ("state", "last_sequence"), rows)
+            if written != len(rows):
+                raise RuntimeError(f"{len(rows) - written} locked jobs changed under their lock")
+        if self._events:
+            self.tx.execute(sa.insert(job_events), self._events)
+        return Effects(
+            tuple(Change(job_id, last) for job_id, last in self._last_sequences.items()),
+            self._write_outbox(),
+        )
+
+    def _owe(self, job: Any, kind: str, error_type: str, grace: timedelta) -> None:
+        self._outbox.append(
+            {
+                "kind": kind,
+                "job_id": job.id,
+                "job_type": job.job_type,
+                "queue": job.queue,
+                "priority": job.priority,
+                "attempt": job.attempt,
+                "error_type": error_type,
+                "not_before": self.tx.now + grace,
+            }
+        )
+
+    def _write_outbox(self) -> tuple[Dispatch, ...]:
+        if not self._outbox:
+            return ()
+        rows = self.tx.execute(sa.insert(outbox).returning(outbox), self._outbox)
+        return tuple(dispatch_from_row(row) for row in rows if row.not_before > self.tx.now)
+
+
+def dispatch_from_row(row: sa.Row[Any]) -> Dispatch:
+    return Dispatch(
+        outbox_id=row.id,
+        kind=row.kind,
+        job_id=row.job_id,
+        job_type=row.job_type,
+        queue=row.queue,
+        priority=row.priority,
+        attempt=row.attempt,
+        error_type=row.error_type,
+    )

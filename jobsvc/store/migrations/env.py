@@ -1,0 +1,32 @@
+"""Runs the migrations on the engine that jobsvc.store.schema hands over."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import context
+
+from jobsvc.store.tables import metadata
+
+# Any number: it keeps two `jobsvc migrate` from running side by side on one database.
+_MIGRATE_LOCK = 0x6A6F6273
+
+
+def run(connection: sa.Connection) -> None:
+    context.configure(connection=connection, target_metadata=metadata, compare_server_default=True)
+    with context.begin_transaction():
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATE_LOCK)))
+        context.run_migrations()
+
+
+engine: sa.Engine = context.config.attributes["engine"]
+with engine.connect() as connection:
+    connection.execution_options(jobsvc_write=True)
+    # Waiting for a table's lock holds up everybody behind us, so not for long; the work itself may
+    # take its time.
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET statement_timeout = 0")
+        connection.exec_driver_sql("SET lock_timeout = '2s'")
+        connection.commit()
+    run(connection)
+    connection.commit()

@@ -1,0 +1,267 @@
+"""The tables, their named checks and the indexes, each with the query that it serves.
+
+Payloads and results are bytes in wire form, never jsonb: it is cheaper, and jsonb is not exact
+(it loses -0.0, the order of keys and duplicates). Spans are seconds as float.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+from jobsvc.core.states import TERMINAL_STATES, WAITING_STATES, JobState
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+
+class UtcTime(sa.types.TypeDecorator[datetime]):
+    """An aware UTC datetime: timestamptz, on SQLite (which has none) microseconds since 1970."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        if dialect.name == "sqlite":
+            return dialect.type_descriptor(sa.BigInteger())
+        return dialect.type_descriptor(sa.DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> Any:
+        if value is None or dialect.name != "sqlite":
+            return value
+        return (value - EPOCH) // MICROSECOND
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if dialect.name == "sqlite":
+            return EPOCH + value * MICROSECOND
+        return value if value.tzinfo is UTC else value.astimezone(UTC)  # type: ignore[no-any-return]
+
+
+JobId = sa.Uuid(as_uuid=False)
+Json = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+Seconds = sa.Double()
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+
+def _any_of(column: str, values: tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(str(v)) for v in values)})"
+
+
+_waiting = _any_of("state", WAITING_STATES)
+_ended = _any_of("state", TERMINAL_STATES)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", JobId, primary_key=True),
+    sa.Column("job_type", sa.Text, nullable=False),
+    sa.Column("queue", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("priority", sa.SmallInteger, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("payload_content_type", sa.Text),
+    sa.Column("labels", Json, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+    # Failed attempts and lost workers of the present budget: since SUBMITTED, or a retry by hand.
+    sa.Column("failures", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("crashes", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("max_attempts", sa.Integer, nullable=False),
+    sa.Column("initial_backoff", Seconds, nullable=False),
+    sa.Column("backoff_multiplier", Seconds, nullable=False),
+    sa.Column("max_backoff", Seconds, nullable=False),
+    sa.Column("jitter", Seconds, nullable=False),
+    sa.Column("timeout", Seconds, nullable=False),
+    sa.Column("retention", Seconds),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("trace_id", sa.Text, nullable=False),
+    sa.Column("create_time", UtcTime, nullable=False),
+    sa.Column("schedule_time", UtcTime, nullable=False),
+    sa.Column("start_time", UtcTime),
+    sa.Column("finish_time", UtcTime),
+    sa.Column("next_attempt_time", UtcTime),
+    sa.Column("expire_time", UtcTime),
+    sa.Column("purge_time", UtcTime),
+    sa.Column("progress", Json),
+    sa.Column("error", Json),
+    sa.Column("result", sa.LargeBinary),
+    sa.Column("result_content_type", sa.Text),
+    sa.Column("worker_id", sa.Text),
+    # The fence: a new random token at each claim; no write of an attempt without it. Not `attempt`:
+    # after a failover that lost commits the same number can be handed out twice.
+    sa.Column("lease_token", JobId),
+    sa.Column("lease_expire_time", UtcTime),
+    # Not NULL once the cancel of a running job was requested; it outlives that only in CANCELLED.
+    sa.Column("cancel_reason", sa.Text),
+    # Waits for room (a worker that has its type); redispatch leaves it alone.
+    sa.Column("held", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("last_sequence", sa.BigInteger, nullable=False),
+    sa.Column("log_bytes", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("output_bytes", sa.Integer, nullable=False, server_default="0"),
+    # When the latest message was owed to the broker, and how often since the job became QUEUED.
+    sa.Column("dispatch_time", UtcTime),
+    sa.Column("dispatch_count", sa.Integer, nullable=False, server_default="0"),
+    sa.CheckConstraint(_any_of("state", tuple(JobState)), name="state"),
+    sa.CheckConstraint(f"(finish_time IS NOT NULL) = ({_ended})", name="finish_time"),
+    sa.CheckConstraint("(lease_token IS NOT NULL) = (state = 'RUNNING')", name="lease"),
+    sa.CheckConstraint("(next_attempt_time IS NOT NULL) = (state = 'RETRYING')", name="retry"),
+    # Promoter: what is due.
+    sa.Index(
+        "ix_jobs_scheduled",
+        "schedule_time",
+        postgresql_where=sa.text("state = 'SCHEDULED'"),
+        sqlite_where=sa.text("state = 'SCHEDULED'"),
+    ),
+    sa.Index(
+        "ix_jobs_retrying",
+        "next_attempt_time",
+        postgresql_where=sa.text("state = 'RETRYING'"),
+        sqlite_where=sa.text("state = 'RETRYING'"),
+    ),
+    # Redispatch: what was owed to the broker long ago and has not started.
+    sa.Index(
+        "ix_jobs_queued",
+        "queue",
+        "dispatch_time",
+        postgresql_where=sa.text("state = 'QUEUED'"),
+        sqlite_where=sa.text("state = 'QUEUED'"),
+    ),
+    # Hold and release by type.
+    sa.Index(
+        "ix_jobs_held",
+        "queue",
+        "job_type",
+        postgresql_where=sa.text("held"),
+        sqlite_where=sa.text("held"),
+    ),
+    # Reaper: whose lease ran out.
+    sa.Index(
+        "ix_jobs_leased",
+        "lease_expire_time",
+        postgresql_where=sa.text("state = 'RUNNING'"),
+        sqlite_where=sa.text("state = 'RUNNING'"),
+    ),
+    # Expiration of what still waits.
+    sa.Index(
+        "ix_jobs_expiring",
+        "expire_time",
+        postgresql_where=sa.text(f"expire_time IS NOT NULL AND {_waiting}"),
+        sqlite_where=sa.text(f"expire_time IS NOT NULL AND {_waiting}"),
+    ),
+    # Purge.
+    sa.Index(
+        "ix_jobs_purge",
+        "purge_time",
+        postgresql_where=sa.text("purge_time IS NOT NULL"),
+        sqlite_where=sa.text("purge_time IS NOT NULL"),
+    ),
+    # Room on each page for the updates of a job's life, so that most of them stay on it.
+    postgresql_with={"fillfactor": "80"},
+)
+
+# No foreign key to jobs: an event is only ever written under its job's row lock, and the purge
+# deletes both in one transaction; a key would cost a lookup for each event.
+job_events = sa.Table(
+    "job_events",
+    metadata,
+    sa.Column("job_id", JobId, primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("event_time", UtcTime, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("worker_id", sa.Text),
+    # What only some types carry: error, progress, log, output, next_attempt_time, actor.
+    sa.Column("detail", sa.JSON(none_as_null=True)),
+    sa.CheckConstraint(_any_of("state", tuple(JobState)), name="state"),
+)
+
+# Messages owed to the broker. A row is written with the change that owes it and deleted once the
+# broker has confirmed; `not_before` keeps the relay off a row that its writer is publishing.
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", BigId, sa.Identity(), primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("job_id", JobId, nullable=False),
+    sa.Column("job_type", sa.Text, nullable=False),
+    sa.Column("queue", sa.Text, nullable=False),
+    sa.Column("priority", sa.SmallInteger, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("error_type", sa.Text, nullable=False),
+    sa.Column("not_before", UtcTime, nullable=False),
+    sa.CheckConstraint("kind IN ('job', 'dead')", name="kind"),
+    sa.Index("ix_outbox_not_before", "not_before"),
+    sa.Index("ix_outbox_job_id", "job_id"),
+)
+
+# They outlive their jobs.
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("request_hash", sa.LargeBinary, nullable=False),
+    sa.Column("job_id", JobId, nullable=False),
+    # Not before this, and not before its job is gone.
+    sa.Column("expire_time", UtcTime, nullable=False),
+    sa.Index("ix_idempotency_keys_expire_time", "expire_time"),
+)
+
+job_types = sa.Table(
+    "job_types",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("payload_schema", sa.Text),
+    sa.Column("queue", sa.Text),
+    sa.Column("max_attempts", sa.Integer),
+    sa.Column("timeout", Seconds),
+)
+
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("queues", Json, nullable=False),
+    sa.Column("job_types", Json, nullable=False),
+    sa.Column("concurrency", sa.Integer, nullable=False),
+    sa.Column("prefetch", sa.Integer, nullable=False),
+    sa.Column("start_time", UtcTime, nullable=False),
+    sa.Column("heartbeat_time", UtcTime, nullable=False),
+)
+
+queues = sa.Table(
+    "queues",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    # Which queue of the broker carries it: jobs.q.NAME, from 2 on jobs.q.NAME@GENERATION.
+    sa.Column("generation", sa.Integer, nullable=False, server_default="1"),
+)
+
+# One row: facts about this database as a whole.
+service = sa.Table(
+    "service",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("incarnation", JobId, nullable=False),
+    # The oldest release that the schema still serves; each migration says.
+    sa.Column("oldest_release", sa.Text, nullable=False),
+    # Grows with every change of what workers announce; servers compare it on each submit.
+    sa.Column("registry_revision", sa.BigInteger, nullable=False),
+    sa.CheckConstraint("id = 1", name="one_row"),
+)

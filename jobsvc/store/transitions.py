@@ -1,0 +1,490 @@
+"""Every write to `jobs`: one verb for each arrow of core/states.py.
+
+Each verb works inside the caller's transaction and answers what is to be told once that has
+committed (`Effects`). Verbs of a worker carry the lease token; a job that no longer has it was
+lost to somebody else and is left alone (the verb says which).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, assert_never
+
+import sqlalchemy as sa
+
+from jobsvc.core.model import (
+    AttemptFailed,
+    Claimed,
+    Effects,
+    Ending,
+    Input,
+    Interrupted,
+    Job,
+    JobError,
+    Log,
+    Output,
+    Progress,
+    Report,
+    RetryPolicy,
+    Snoozed,
+    Stopped,
+    Succeeded,
+)
+from jobsvc.core.states import (
+    CRASHES_MAX,
+    WAITING_STATES,
+    EventType,
+    JobState,
+    backoff_seconds,
+)
+from jobsvc.errors import JobStateForbids, JobUnknown
+from jobsvc.store import registry
+from jobsvc.store.batch import Batch, LockedJob, lock, lock_next
+from jobsvc.store.database import Transaction
+from jobsvc.store.rows import job_from_row, policy_from_row, progress_to_json
+from jobsvc.store.tables import idempotency_keys, job_events, jobs, outbox
+
+LOG_BYTES_MAX = 8 * 1024 * 1024
+OUTPUT_BYTES_MAX = 8 * 1024 * 1024
+# A message of a type that its receiver cannot run goes round again after this long.
+OTHER_TYPE_DELAY = timedelta(seconds=1)
+REDISPATCH_AGE_SECONDS = 60.0
+REDISPATCH_AGE_SECONDS_MAX = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimResult:
+    claimed: tuple[Claimed, ...]
+    effects: Effects
+
+
+def claim(
+    tx: Transaction,
+    job_ids: Iterable[str],
+    types: frozenset[str],
+    worker_id: str,
+    token: str,
+    lease_seconds: float,
+) -> ClaimResult:
+    """QUEUED -> RUNNING for those of `job_ids` that are due and of a type in `types`.
+
+    Waits for row locks: passing over a locked row would drop its message while somebody only
+    keeps books on it. `token` is new and random for each call. Called again with the same token
+    (after a COMMIT of unknown outcome) it also answers what that call had claimed.
+    """
+    batch = Batch(tx)
+    claimed = []
+    others = []
+    locked = lock(tx, job_ids, jobs.c.payload, jobs.c.payload_content_type)
+    for job in locked.values():
+        if job.state == JobState.RUNNING and job.lease_token == token:
+            claimed.append(_claimed(job, token))
+        elif job.state != JobState.QUEUED:
+            continue
+        elif job.expire_time is not None and job.expire_time <= tx.now:
+            expire_one(batch, job)
+        elif job.job_type not in types:
+            others.append(job)
+        else:
+            batch.move(
+                job,
+                EventType.STARTED,
+                JobState.RUNNING,
+                attempt=job.attempt + 1,
+                start_time=tx.now,
+                worker_id=worker_id,
+                lease_token=token,
+                lease_expire_time=tx.now + timedelta(seconds=lease_seconds),
+                progress=None,
+                held=False,
+            )
+            claimed.append(_claimed(job, token))
+    _pass_on(batch, others)
+    return ClaimResult(tuple(claimed), batch.write())
+
+
+def _claimed(job: LockedJob, token: str) -> Claimed:
+    return Claimed(
+        job_id=job.id,
+        token=token,
+        job_type=job.job_type,
+        queue=job.queue,
+        attempt=job.attempt,
+        input=Input(job.payload, job.payload_content_type),
+        timeout=job.timeout,
+        trace_id=job.trace_id,
+    )
+
+
+def _pass_on(batch: Batch, others: list[LockedJob]) -> None:
+    """Jobs that the receiver has no handler for: to another worker, or held until one has it."""
+    if not others:
+        return
+    live = registry.live_types(batch.tx)
+    for job in others:
+        if (job.queue, job.job_type) in live:
+            batch.dispatch(job, OTHER_TYPE_DELAY)
+        else:
+            batch.set(job, held=True)
+
+
+def finish(
+    tx: Transaction, endings: Mapping[str, tuple[str, Ending]]
+) -> tuple[frozenset[str], Effects]:
+    """RUNNING -> wherever the ending leads, for `endings`: job id -> (lease token, ending).
+
+    Answers the ids whose ending was accepted; the others had lost their lease.
+    """
+    batch = Batch(tx)
+    accepted = set()
+    for job in lock(tx, endings).values():
+        token, ending = endings[job.id]
+        if job.state != JobState.RUNNING or job.lease_token != token:
+            continue
+        accepted.add(job.id)
+        match ending:
+            case Succeeded(result):
+                batch.move(
+                    job,
+                    EventType.SUCCEEDED,
+                    JobState.SUCCEEDED,
+                    result=result.data,
+                    result_content_type=result.content_type,
+                )
+            case AttemptFailed(error, retry_after, crashed):
+                _fail(batch, job, error, retry_after, crashed)
+            case Interrupted() | Snoozed() | Stopped() if job.cancel_reason is not None:
+                _cancelled(batch, job)
+            case Stopped():  # stopped for a cancel that a lost commit took away
+                batch.move(job, EventType.ATTEMPT_INTERRUPTED, JobState.QUEUED)
+            case Interrupted():
+                batch.move(job, EventType.ATTEMPT_INTERRUPTED, JobState.QUEUED)
+            case Snoozed(after):
+                due = tx.now + timedelta(seconds=after)
+                batch.move(job, EventType.SNOOZED, JobState.SCHEDULED, schedule_time=due)
+            case _:
+                assert_never(ending)
+    return frozenset(accepted), batch.write()
+
+
+def _fail(
+    batch: Batch,
+    job: LockedJob,
+    error: JobError,
+    retry_after: float | None = None,
+    crashed: bool = False,
+) -> None:
+    failures, crashes = job.failures + 1, job.crashes + crashed
+    counted = {"failures": failures, "crashes": crashes}
+    if job.cancel_reason is not None:
+        batch.move(job, EventType.ATTEMPT_FAILED, JobState.RUNNING, error=error, **counted)
+        _cancelled(batch, job)
+    elif not error.retryable or failures >= job.max_attempts or crashes >= CRASHES_MAX:
+        batch.move(job, EventType.ATTEMPT_FAILED, JobState.RUNNING, error=error, **counted)
+        batch.move(job, EventType.FAILED, JobState.FAILED, error=error)
+    else:
+        seconds = retry_after if retry_after is not None else _backoff(job, failures)
+        due = batch.tx.now + timedelta(seconds=seconds)
+        batch.move(
+            job,
+            EventType.ATTEMPT_FAILED,
+            JobState.RETRYING,
+            error=error,
+            next_attempt_time=due,
+            **counted,
+        )
+
+
+def _backoff(job: LockedJob, failures: int) -> float:
+    policy: RetryPolicy = policy_from_row(job)
+    return backoff_seconds(
+        failures,
+        policy.initial_backoff,
+        policy.backoff_multiplier,
+        policy.max_backoff,
+        policy.jitter,
+    )
+
+
+def _cancelled(batch: Batch, job: LockedJob, actor: str = "") -> None:
+    error = JobError("CANCELLED", job.cancel_reason or "cancelled by request")
+    batch.move(job, EventType.CANCELLED, JobState.CANCELLED, error=error, actor=actor)
+
+
+def expire_one(batch: Batch, job: LockedJob) -> None:
+    error = JobError("EXPIRED", "its expire_time passed before an attempt could start")
+    batch.move(job, EventType.FAILED, JobState.FAILED, error=error)
+
+
+def cancel(tx: Transaction, job_id: str, reason: str, actor: str) -> tuple[Job, Effects]:
+    """A waiting job ends CANCELLED at once; of a running one the cancel is requested.
+
+    Raises JobUnknown, and JobStateForbids where the job ended otherwise.
+    """
+    job = lock(tx, [job_id]).get(job_id)
+    if job is None:
+        raise JobUnknown(job_id)
+    batch = Batch(tx)
+    if job.state in WAITING_STATES:
+        batch.set(job, cancel_reason=reason)
+        _cancelled(batch, job, actor)
+    elif job.state == JobState.RUNNING and job.cancel_reason is None:
+        batch.move(
+            job,
+            EventType.CANCEL_REQUESTED,
+            JobState.RUNNING,
+            actor=actor,
+            cancel_reason=reason,
+        )
+    elif job.state in (JobState.SUCCEEDED, JobState.FAILED):
+        raise JobStateForbids(job_id, JobState(job.state), "it has ended and cannot be cancelled")
+    return job_from_row(job), batch.write()
+
+
+def report(
+    tx: Transaction, reports: Mapping[str, tuple[str, Sequence[Report]]]
+) -> tuple[frozenset[str], Effects]:
+    """PROGRESS, LOG and OUTPUT of running jobs: job id -> (lease token, reports in order).
+
+    Beyond a job's budget one last WARNING says so and the rest is dropped. Answers the ids that
+    still hold their lease.
+    """
+    batch = Batch(tx)
+    held = set()
+    for job in lock(tx, reports).values():
+        token, entries = reports[job.id]
+        if job.state == JobState.RUNNING and job.lease_token == token:
+            held.add(job.id)
+            for entry in entries:
+                _report(batch, job, entry)
+    return frozenset(held), batch.write()
+
+
+def _report(batch: Batch, job: LockedJob, entry: Report) -> None:
+    columns: dict[str, Any]
+    match entry:
+        case Progress():
+            kind, columns = EventType.PROGRESS, {"progress": progress_to_json(entry)}
+        case Log(_, message):
+            kind = EventType.LOG
+            columns = {"log_bytes": job.log_bytes + len(message.encode())}
+        case Output():
+            kind = EventType.OUTPUT
+            columns = {"output_bytes": job.output_bytes + entry.size}
+        case _:
+            assert_never(entry)
+    for column, limit in (("log_bytes", LOG_BYTES_MAX), ("output_bytes", OUTPUT_BYTES_MAX)):
+        if columns.get(column, 0) > limit:
+            if getattr(job, column) > limit:  # said already
+                return
+            what = column.removesuffix("_bytes")
+            entry = Log("WARNING", f"the job's {what} reached {limit} bytes; the rest is dropped")
+            kind, columns = EventType.LOG, {column: limit + 1}
+    batch.move(job, kind, JobState.RUNNING, report=entry, **columns)
+
+
+def renew(
+    tx: Transaction, leases: Mapping[str, str], lease_seconds: float
+) -> dict[tuple[str, str], bool]:
+    """Prolongs the leases (job id -> token) that still hold.
+
+    Answers those as (job id, token) -> whether the job's cancel was requested; a lease that is
+    missing there is lost.
+    """
+    locked = (
+        sa.select(jobs.c.id)
+        .where(jobs.c.id.in_(sorted(leases)), jobs.c.state == JobState.RUNNING)
+        .order_by(jobs.c.id)
+        .with_for_update()
+        .cte("locked")
+    )
+    rows = tx.execute(
+        sa.update(jobs)
+        .where(
+            jobs.c.id.in_(sa.select(locked.c.id)),
+            jobs.c.state == JobState.RUNNING,
+            jobs.c.lease_token.in_(sorted(set(leases.values()))),
+        )
+        .values(lease_expire_time=tx.now + timedelta(seconds=lease_seconds))
+        .returning(jobs.c.id, jobs.c.lease_token, jobs.c.cancel_reason)
+    )
+    return {(row.id, row.lease_token): row.cancel_reason is not None for row in rows}
+
+
+def promote(tx: Transaction, limit: int) -> tuple[int, Effects]:
+    """SCHEDULED and RETRYING -> QUEUED where due."""
+    scheduled = lock_next(
+        tx,
+        limit,
+        jobs.c.schedule_time,
+        jobs.c.state == JobState.SCHEDULED,
+        jobs.c.schedule_time <= tx.now,
+    )
+    retrying = lock_next(
+        tx,
+        limit,
+        jobs.c.next_attempt_time,
+        jobs.c.state == JobState.RETRYING,
+        jobs.c.next_attempt_time <= tx.now,
+    )
+    batch = Batch(tx)
+    for job in (*scheduled, *retrying):
+        if job.expire_time is not None and job.expire_time <= tx.now:
+            expire_one(batch, job)
+        else:
+            batch.move(job, EventType.QUEUED, JobState.QUEUED)
+    return max(len(scheduled), len(retrying)), batch.write()
+
+
+def expire(tx: Transaction, limit: int) -> tuple[int, Effects]:
+    """Waiting -> FAILED (EXPIRED) where past the expire_time."""
+    due = lock_next(
+        tx,
+        limit,
+        jobs.c.expire_time,
+        jobs.c.state.in_([sa.literal_column(f"'{s}'") for s in WAITING_STATES]),
+        jobs.c.expire_time <= tx.now,
+    )
+    batch = Batch(tx)
+    for job in due:
+        expire_one(batch, job)
+    return len(due), batch.write()
+
+
+def reap(tx: Transaction, limit: int) -> tuple[int, Effects]:
+    """RUNNING with a lease that ran out: a failed attempt like any other, and a crash."""
+    lost = lock_next(
+        tx,
+        limit,
+        jobs.c.lease_expire_time,
+        jobs.c.state == JobState.RUNNING,
+        jobs.c.lease_expire_time <= tx.now,
+    )
+    return len(lost), _lose(tx, lost)
+
+
+def reap_workers(tx: Transaction, worker_ids: Sequence[str], limit: int) -> tuple[int, Effects]:
+    """The same for all jobs of workers that are known to be gone, whatever their lease."""
+    lost = lock_next(
+        tx,
+        limit,
+        jobs.c.id,
+        jobs.c.state == JobState.RUNNING,
+        jobs.c.worker_id.in_(worker_ids),
+    )
+    return len(lost), _lose(tx, lost)
+
+
+def _lose(tx: Transaction, lost: list[LockedJob]) -> Effects:
+    batch = Batch(tx)
+    for job in lost:
+        error = JobError(
+            "WORKER_LOST", f"worker {job.worker_id} stopped renewing its lease", retryable=True
+        )
+        _fail(batch, job, error, crashed=True)
+    return batch.write()
+
+
+def republish(tx: Transaction, job_ids: Iterable[str]) -> Effects:
+    """New messages for those of `job_ids` that are QUEUED: theirs went to a worker that cannot
+    start them soon."""
+    batch = Batch(tx)
+    for job in lock(tx, job_ids).values():
+        if job.state == JobState.QUEUED and not job.held:
+            batch.dispatch(job)
+    return batch.write()
+
+
+def redispatch(tx: Transaction, queue: str | None, limit: int) -> tuple[int, Effects]:
+    """New messages for QUEUED jobs of `queue` whose own must have been lost.
+
+    With None: of all queues, whatever their age (the broker lost everything). Else those that were
+    dispatched 60 s * 2^n ago, n their re-dispatches so far, at most 30 min. The caller has found
+    that messages are missing.
+    """
+    age = sa.func.least if not _is_sqlite(tx) else sa.func.min
+    conditions = [
+        jobs.c.state == JobState.QUEUED,
+        sa.not_(jobs.c.held),
+        ~sa.exists().where(outbox.c.job_id == jobs.c.id, outbox.c.kind == "job"),
+    ]
+    if queue is not None:
+        conditions.append(jobs.c.queue == queue)
+        conditions.append(
+            sa.or_(
+                *(
+                    sa.and_(
+                        age(jobs.c.dispatch_count, _REDISPATCHES_COUNTED) == n,
+                        jobs.c.dispatch_time
+                        <= tx.now
+                        - timedelta(
+                            seconds=min(REDISPATCH_AGE_SECONDS * 2**n, REDISPATCH_AGE_SECONDS_MAX)
+                        ),
+                    )
+                    for n in range(_REDISPATCHES_COUNTED + 1)
+                )
+            )
+        )
+    lost = lock_next(tx, limit, jobs.c.dispatch_time, *conditions)
+    batch = Batch(tx)
+    for job in lost:
+        batch.set(job, dispatch_count=job.dispatch_count + 1)
+        batch.dispatch(job)
+    return len(lost), batch.write()
+
+
+_REDISPATCHES_COUNTED = 5  # 60 s * 2^5 is past the cap
+
+
+def _is_sqlite(tx: Transaction) -> bool:
+    return tx.connection.dialect.name == "sqlite"
+
+
+def release_held(tx: Transaction, limit: int) -> tuple[int, Effects]:
+    """Messages for held jobs that a live worker can run now."""
+    if tx.execute(sa.select(jobs.c.id).where(jobs.c.held).limit(1)).first() is None:
+        return 0, Effects()
+    live = registry.live_types(tx)
+    if not live:
+        return 0, Effects()
+    freed = lock_next(
+        tx,
+        limit,
+        jobs.c.id,
+        jobs.c.held,
+        sa.tuple_(jobs.c.queue, jobs.c.job_type).in_(sorted(live)),
+    )
+    batch = Batch(tx)
+    for job in freed:
+        batch.dispatch(job)
+    return len(freed), batch.write()
+
+
+def purge(tx: Transaction, limit: int) -> int:
+    """Deletes ended jobs past their purge_time with their events, and idempotency keys past
+    theirs whose job is gone. Answers the count of jobs."""
+    doomed = [
+        row.id
+        for row in tx.execute(
+            sa.select(jobs.c.id)
+            .where(jobs.c.purge_time <= tx.now)
+            .order_by(jobs.c.purge_time)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+    ]
+    if doomed:
+        tx.execute(sa.delete(job_events).where(job_events.c.job_id.in_(doomed)))
+        tx.execute(sa.delete(jobs).where(jobs.c.id.in_(doomed)))
+    keys = (
+        sa.select(idempotency_keys.c.key)
+        .where(
+            idempotency_keys.c.expire_time <= tx.now,
+            ~sa.exists().where(jobs.c.id == idempotency_keys.c.job_id),
+        )
+        .limit(limit)
+    )
+    tx.execute(sa.delete(idempotency_keys).where(idempotency_keys.c.key.in_(keys)))
+    return len(doomed)
