@@ -1,0 +1,375 @@
+"""Every setting, and the only reader of the environment.
+
+Each setting X of `Settings` and `ClientSettings` is the variable JOBSVC_X, or the file that
+JOBSVC_X_FILE names (not for settings that are themselves paths). A variable that is set but empty
+counts as not set, except JOBSVC_METRICS_LISTEN, where empty means off.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+PREFIX = "JOBSVC_"
+NOT_AVAILABLE = "not available in this release"
+
+# What a later release serves. Set here, each stops the start: a service that runs open while its
+# operator believes in TLS or tokens is worse than one that does not run.
+UNAVAILABLE_CLIENT = ("client_cert", "client_key", "tls_server_name")
+UNAVAILABLE = (
+    *UNAVAILABLE_CLIENT,
+    "tls_cert",
+    "tls_key",
+    "tls_client_ca",
+    "broker_ca",
+    "tokens",
+    "http_allowed_hosts",
+)
+PATHS = frozenset(
+    {"tls_cert", "tls_key", "tls_client_ca", "client_cert", "client_key", "broker_ca", "tls_ca"}
+)
+SECRETS = frozenset({"token", "tokens"})
+URLS = frozenset({"database_url", "broker_url", "smtp_url"})
+
+_SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_QUEUE = re.compile(r"[a-z][a-z0-9_.-]{0,49}")
+
+
+class SettingsError(Exception):
+    """One message that lists every bad setting; safe to print, it holds no value of a secret."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n  ".join(["bad settings:", *problems]))
+        self.problems = problems
+
+
+def parse_span(text: str) -> float:
+    """Seconds of a span such as `500ms`, `30s`, `2m` or `1h`; ValueError for anything else."""
+    match = _SPAN.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("not a span such as 500ms, 30s, 2m or 1h")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT` or `[IPV6]:PORT`; ValueError for anything else."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("an IPv6 address needs brackets: [::1]:50051")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("not an address such as 127.0.0.1:50051")
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def mask_url(url: str) -> str:
+    """The URL with its password, in the authority or in the query, replaced by `***`."""
+    url = re.sub(r"(?<=://)([^:/?#]*):.*(?=@)", r"\1:***", url)
+    return re.sub(r"(?i)([?&][^=&]*(?:password|secret|token)[^=&]*=)[^&]*", r"\1***", url)
+
+
+def _span(value: object) -> object:
+    return parse_span(value) if isinstance(value, str) else value
+
+
+def _names(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(name for name in re.split(r"[,\s]+", value) if name)
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+Interval = Annotated[float, BeforeValidator(_span), Field(ge=0.01, le=3600)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+LogFormat = Literal["console", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Settings(_Model):
+    """What a server, a worker or `jobsvc dev` runs by. Spans are in seconds; "" = not set."""
+
+    database_url: str = ""
+    broker_url: str = ""
+    queue_type: Literal["classic", "quorum"] = "classic"
+    insecure: bool = False
+    listen: str = "127.0.0.1:50051"
+    metrics_listen: str = "127.0.0.1:9464"
+    handlers: Names = ("worker.handlers",)
+    queues: Names = ("default",)
+    concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1000)
+    isolation: Literal["process", "thread"] = "process"
+    relay_interval: Interval = 1.0
+    promote_interval: Interval = 0.5
+    reap_interval: Interval = 5.0
+    redispatch_interval: Interval = 15.0
+    sweep_interval: Interval = 5.0
+    lease: Interval = 30.0
+    heartbeat: Interval = 10.0
+    shutdown_grace: Annotated[float, BeforeValidator(_span), Field(ge=0, le=3600)] = 25.0
+    smtp_url: str = ""
+    log_format: Annotated[LogFormat, BeforeValidator(_lower)] = Field(
+        default_factory=lambda: "console" if sys.stderr.isatty() else "json"
+    )
+    log_level: Annotated[LogLevel, BeforeValidator(_lower)] = "info"
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, url: str) -> str:
+        return _check_scheme(url, "postgresql+psycopg2", "postgresql", "sqlite", "sqlite+pysqlite")
+
+    @field_validator("broker_url")
+    @classmethod
+    def _check_broker_url(cls, url: str) -> str:
+        if url.startswith("amqps:"):
+            raise ValueError("amqps:// is not available in this release; use amqp://")
+        return _check_scheme(url, "amqp", "memory")
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _check_smtp_url(cls, url: str) -> str:
+        if not _check_scheme(url, "smtp"):
+            return url
+        parts = urlsplit(url)
+        query = parse_qsl(parts.query, keep_blank_values=True)
+        fine = bool(parts.hostname) and all(
+            name == "starttls" and value in {"0", "1"} for name, value in query
+        )
+        try:
+            fine = fine and parts.port != 0
+        except ValueError:
+            fine = False
+        if not fine:
+            raise ValueError("not of the form smtp://user:password@host:587?starttls=1")
+        return url
+
+    @field_validator("listen")
+    @classmethod
+    def _check_listen(cls, address: str, info: ValidationInfo) -> str:
+        host, _ = split_address(address)
+        # `insecure` is missing from the data if it was bad itself, and is reported then.
+        if not is_loopback(host) and info.data.get("insecure") is False:
+            raise ValueError(
+                f"{host} is more than loopback, and traffic is plaintext; "
+                "set JOBSVC_INSECURE=1 if the network is private"
+            )
+        return address
+
+    @field_validator("metrics_listen")
+    @classmethod
+    def _check_metrics_listen(cls, address: str) -> str:
+        if address:
+            split_address(address)
+        return address
+
+    @field_validator("handlers")
+    @classmethod
+    def _check_handlers(cls, modules: tuple[str, ...]) -> tuple[str, ...]:
+        return _check_names(modules, _MODULE, "module")
+
+    @field_validator("queues")
+    @classmethod
+    def _check_queues(cls, queues: tuple[str, ...]) -> tuple[str, ...]:
+        return _check_names(queues, _QUEUE, "queue")
+
+    @field_validator("heartbeat")
+    @classmethod
+    def _check_heartbeat(cls, heartbeat: float, info: ValidationInfo) -> float:
+        lease = info.data.get("lease")
+        if lease is not None and lease <= 2 * heartbeat:
+            raise ValueError(
+                "JOBSVC_LEASE must be more than twice as long, so that one lost heartbeat loses "
+                "no lease"
+            )
+        return heartbeat
+
+
+class ClientSettings(_Model):
+    """What the client commands run by; "" = not set."""
+
+    address: str = "127.0.0.1:50051"
+    token: str = Field(default="", repr=False)
+    tls_ca: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingRow:
+    """One line of `jobsvc settings`: the value masked; the source one of default, environment and
+    file, or that the setting is not available."""
+
+    variable: str
+    value: str
+    source: str
+
+
+_M = TypeVar("_M", bound=_Model)
+
+
+def load(
+    environ: Mapping[str, str] = os.environ, *, needs: Iterable[str] = (), **overrides: object
+) -> Settings:
+    """The settings of a server or worker. `overrides` (flags) come before the environment, None
+    among them counts as not given; `needs` names the settings that may not be left out. Raises
+    SettingsError."""
+    settings, _ = _load(Settings, environ, overrides, needs)
+    return settings
+
+
+def load_client(environ: Mapping[str, str] = os.environ, **overrides: object) -> ClientSettings:
+    """As `load`, for the client commands; looks at no other settings. Raises SettingsError."""
+    settings, _ = _load(ClientSettings, environ, overrides, ())
+    return settings
+
+
+def describe(environ: Mapping[str, str] = os.environ) -> list[SettingRow]:
+    """Every setting of both kinds, with secrets masked. Raises SettingsError."""
+    rows = []
+    models: tuple[type[_Model], ...] = (Settings, ClientSettings)
+    for model in models:
+        settings, sources = _load(model, environ, {}, ())
+        rows += [
+            SettingRow(PREFIX + name.upper(), _shown(name, value), sources.get(name, "default"))
+            for name, value in settings
+        ]
+    return rows + [SettingRow(PREFIX + n.upper(), "", NOT_AVAILABLE) for n in UNAVAILABLE]
+
+
+def _load(
+    model: type[_M],
+    environ: Mapping[str, str],
+    overrides: Mapping[str, object],
+    needs: Iterable[str],
+) -> tuple[_M, dict[str, str]]:
+    problems = list(_unavailable(model, environ))
+    values: dict[str, object] = {}
+    sources: dict[str, str] = {}
+    for name in model.model_fields:
+        if overrides.get(name) is not None:
+            values[name], sources[name] = overrides[name], "flag"
+            continue
+        try:
+            found = _read(name, environ)
+        except ValueError as error:
+            problems.append(f"{PREFIX}{name.upper()}: {error}")
+            sources[name] = "unreadable"
+            continue
+        if found is not None:
+            values[name], sources[name] = found
+    problems += [
+        f"{PREFIX}{name.upper()}: must be set"
+        for name in needs
+        if not values.get(name) and sources.get(name) != "unreadable"
+    ]
+    settings = None
+    try:
+        settings = model.model_validate(values)
+    except ValidationError as error:
+        problems += [_problem(dict(e)) for e in error.errors(include_url=False)]
+    if problems or settings is None:
+        raise SettingsError(problems)
+    return settings, sources
+
+
+def _read(name: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """The text of a setting and its source; ValueError where it cannot be read."""
+    variable = PREFIX + name.upper()
+    value = environ.get(variable, "")
+    path = "" if name in PATHS else environ.get(variable + "_FILE", "")
+    if value and path:
+        raise ValueError(f"{variable}_FILE is set too; only one of them may be")
+    if path:
+        try:
+            return Path(path).read_text(encoding="utf-8").strip(), "file"
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not UTF-8 text") from None
+        except OSError as error:
+            raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    if value or (name == "metrics_listen" and variable in environ):
+        return value, "environment"
+    return None
+
+
+def _unavailable(model: type[_Model], environ: Mapping[str, str]) -> Iterator[str]:
+    names = UNAVAILABLE_CLIENT if model is ClientSettings else UNAVAILABLE
+    for name in names:
+        for variable in (PREFIX + name.upper(), f"{PREFIX}{name.upper()}_FILE"):
+            if environ.get(variable):
+                yield f"{variable}: {NOT_AVAILABLE}; unset it"
+
+
+def _problem(error: Mapping[str, Any]) -> str:
+    cause = error.get("ctx", {}).get("error")
+    text = str(cause) if isinstance(cause, ValueError) else error["msg"]
+    return f"{PREFIX}{str(error['loc'][0]).upper()}: {text}"
+
+
+def _check_scheme(url: str, *schemes: str) -> str:
+    if not url:
+        return url
+    try:
+        fine = urlsplit(url).scheme in schemes and "://" in url
+    except ValueError:
+        fine = False
+    if not fine:
+        raise ValueError(f"not a URL of the form {schemes[0]}://…")
+    return url
+
+
+def _check_names(names: tuple[str, ...], pattern: re.Pattern[str], what: str) -> tuple[str, ...]:
+    if not names:
+        raise ValueError(f"names no {what}")
+    for name in names:
+        if not pattern.fullmatch(name):
+            raise ValueError(f"{name!r} is not the name of a {what}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"names a {what} twice")
+    return names
+
+
+def _shown(name: str, value: object) -> str:
+    if name in SECRETS:
+        return "***" if value else ""
+    if name in URLS:
+        return mask_url(str(value))
+    if isinstance(value, tuple):
+        return ",".join(value)
+    if isinstance(value, float):
+        return f"{value:g}s"
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return str(value)

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobsvc import settings
+from jobsvc.settings import SettingsError, describe, load, load_client
+
+
+def problems(environ: dict[str, str], **options: object) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load(environ, **options)  # type: ignore[arg-type]
+    return caught.value.problems
+
+
+def test_defaults() -> None:
+    found = load({})
+    assert found.listen == "127.0.0.1:50051"
+    assert found.handlers == ("worker.handlers",)
+    assert found.queues == ("default",)
+    assert (found.relay_interval, found.promote_interval, found.reap_interval) == (1.0, 0.5, 5.0)
+    assert (found.redispatch_interval, found.sweep_interval) == (15.0, 5.0)
+    assert (found.lease, found.heartbeat, found.shutdown_grace) == (30.0, 10.0, 25.0)
+    assert found.isolation == "process"
+    assert found.concurrency >= 1
+    assert found.database_url == found.broker_url == found.smtp_url == ""
+    assert load_client({}).address == "127.0.0.1:50051"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("30s", 30.0), ("2m", 120.0), ("1h", 3600.0)]
+)
+def test_a_span(text: str, seconds: float) -> None:
+    assert settings.parse_span(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "s", "-1s", "1d", "1e3s", "1 s", "nan s", "1s2m", "٣s"])
+def test_no_span(text: str) -> None:
+    with pytest.raises(ValueError, match="span"):
+        settings.parse_span(text)
+
+
+def test_the_environment_and_flags() -> None:
+    environ = {
+        "JOBSVC_LISTEN": "127.0.0.1:1",
+        "JOBSVC_HANDLERS": "a.b, c",
+        "JOBSVC_LEASE": "2s",
+        "JOBSVC_HEARTBEAT": "500ms",
+        "JOBSVC_LOG_LEVEL": "DEBUG",
+        "JOBSVC_CONCURRENCY": "",
+    }
+    found = load(environ, listen="[::1]:2", handlers=None)
+    assert found.listen == "[::1]:2"
+    assert found.handlers == ("a.b", "c")
+    assert (found.lease, found.heartbeat) == (2.0, 0.5)
+    assert found.log_level == "debug"
+    assert found.concurrency >= 1
+
+
+def test_every_problem_is_in_one_message() -> None:
+    found = problems(
+        {
+            "JOBSVC_BROKER_URL": "http://u:hunter2@x",
+            "JOBSVC_QUEUE_TYPE": "stream",
+            "JOBSVC_LISTEN": "0.0.0.0:50051",
+            "JOBSVC_CONCURRENCY": "many",
+            "JOBSVC_HANDLERS": "no-module",
+            "JOBSVC_QUEUES": "a,a",
+            "JOBSVC_ISOLATION": "fork",
+            "JOBSVC_RELAY_INTERVAL": "1",
+            "JOBSVC_LEASE": "20s",
+            "JOBSVC_SMTP_URL": "smtp://host:587?starttls=yes",
+            "JOBSVC_LOG_FORMAT": "xml",
+            "JOBSVC_TOKENS": "secret",
+        },
+        needs=("database_url", "broker_url"),
+    )
+    assert sorted(problem.split(":")[0].removeprefix("JOBSVC_") for problem in found) == [
+        "BROKER_URL",
+        "CONCURRENCY",
+        "DATABASE_URL",
+        "HANDLERS",
+        "HEARTBEAT",
+        "ISOLATION",
+        "LISTEN",
+        "LOG_FORMAT",
+        "QUEUES",
+        "QUEUE_TYPE",
+        "RELAY_INTERVAL",
+        "SMTP_URL",
+        "TOKENS",
+    ]
+    assert "hunter2" not in str(found)
+    assert "secret" not in str(found)
+
+
+@pytest.mark.parametrize("name", settings.UNAVAILABLE)
+@pytest.mark.parametrize("suffix", ["", "_FILE"])
+def test_what_a_later_release_serves_stops_the_start(name: str, suffix: str) -> None:
+    (problem,) = problems({f"JOBSVC_{name.upper()}{suffix}": "x"})
+    assert "not available in this release" in problem
+
+
+def test_a_client_looks_at_its_own_settings_alone(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("t0ken\n")
+    found = load_client(
+        {"JOBSVC_TOKENS": "x", "JOBSVC_LEASE": "bad", "JOBSVC_TOKEN_FILE": str(token)}
+    )
+    assert found.token == "t0ken"
+    assert "t0ken" not in repr(found)
+    with pytest.raises(SettingsError, match="JOBSVC_CLIENT_KEY: not available"):
+        load_client({"JOBSVC_CLIENT_KEY": "x"})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:1", "[::1]:1", "127.9.9.9:1"])
+def test_loopback_needs_no_permission(address: str) -> None:
+    assert load({"JOBSVC_LISTEN": address}).listen == address
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "jobs.internal:1"])
+def test_more_than_loopback_needs_permission(address: str) -> None:
+    (problem,) = problems({"JOBSVC_LISTEN": address})
+    assert "JOBSVC_INSECURE=1" in problem
+    assert load({"JOBSVC_LISTEN": address, "JOBSVC_INSECURE": "1"}).listen == address
+
+
+@pytest.mark.parametrize("address", ["", ":1", "host", "host:", "host:70000", "::1:1", "host:+1"])
+def test_no_address(address: str) -> None:
+    with pytest.raises(ValueError, match="address"):
+        settings.split_address(address)
+
+
+def test_a_file_holds_the_value(tmp_path: Path) -> None:
+    path = tmp_path / "url"
+    path.write_text("amqp://u:p@h/v\n")
+    assert load({"JOBSVC_BROKER_URL_FILE": str(path)}).broker_url == "amqp://u:p@h/v"
+    (both,) = problems({"JOBSVC_BROKER_URL_FILE": str(path), "JOBSVC_BROKER_URL": "amqp://h"})
+    assert both.startswith("JOBSVC_BROKER_URL: JOBSVC_BROKER_URL_FILE is set too")
+    (missing,) = problems({"JOBSVC_BROKER_URL_FILE": str(tmp_path / "no")}, needs=["broker_url"])
+    assert "No such file" in missing
+    path.write_text("")
+    (empty,) = problems({"JOBSVC_BROKER_URL_FILE": str(path)}, needs=["broker_url"])
+    assert empty == "JOBSVC_BROKER_URL: must be set"
+
+
+def test_metrics_may_be_off() -> None:
+    assert load({"JOBSVC_METRICS_LISTEN": ""}).metrics_listen == ""
+
+
+def test_a_lease_outlives_a_lost_heartbeat() -> None:
+    (problem,) = problems({"JOBSVC_LEASE": "20s"})
+    assert problem.startswith("JOBSVC_HEARTBEAT: JOBSVC_LEASE must be")
+
+
+def test_no_tls_to_the_broker_is_said() -> None:
+    (problem,) = problems({"JOBSVC_BROKER_URL": "amqps://u:hunter2@h"})
+    assert "not available in this release" in problem
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("amqp://user:pass@host:1/v", "amqp://user:***@host:1/v"),
+        ("amqp://user:p:a/s?s@x@host:1/v", "amqp://user:***@host:1/v"),
+        ("amqp://:pass@host", "amqp://:***@host"),
+        ("amqp://host:5672/v", "amqp://host:5672/v"),
+        ("amqp://u:p@a;amqp://u:q@b", "amqp://u:***@b"),
+        ("postgresql://h/d?user=u&password=p&x=1", "postgresql://h/d?user=u&password=***&x=1"),
+        ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
+    ],
+)
+def test_a_password_is_masked(url: str, shown: str) -> None:
+    assert settings.mask_url(url) == shown
+
+
+def test_settings_are_described_with_their_source(tmp_path: Path) -> None:
+    path = tmp_path / "url"
+    path.write_text("postgresql+psycopg2://u:hunter2@h/d")
+    rows = describe(
+        {
+            "JOBSVC_DATABASE_URL_FILE": str(path),
+            "JOBSVC_TOKEN": "hunter2",
+            "JOBSVC_LEASE": "1m",
+        }
+    )
+    assert "hunter2" not in str(rows)
+    by_name = {row.variable: (row.value, row.source) for row in rows}
+    assert by_name["JOBSVC_DATABASE_URL"] == ("postgresql+psycopg2://u:***@h/d", "file")
+    assert by_name["JOBSVC_TOKEN"] == ("***", "environment")
+    assert by_name["JOBSVC_LEASE"] == ("60s", "environment")
+    assert by_name["JOBSVC_QUEUES"] == ("default", "default")
+    assert by_name["JOBSVC_TOKENS"] == ("", "not available in this release")
+    assert len(by_name) == len(rows)
