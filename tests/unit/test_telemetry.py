@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from jobsvc import telemetry
+from jobsvc.settings import load
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
+
+
+def configure(log_format: str, level: str = "info") -> None:
+    telemetry.configure(load({}, log_format=log_format, log_level=level))
+
+
+def records(capfd: Capture) -> list[dict[str, object]]:
+    out, err = capfd.readouterr()
+    assert out == ""
+    return [json.loads(line) for line in err.split("\n")[:-1]]
+
+
+NASTY = 'a\nb\r\x0b\x85\u2028"= \ud800\x1b[31m'
+
+
+def test_a_json_record(capfd: Capture) -> None:
+    configure("json")
+    telemetry.get_logger("jobsvc.x").info("job started", job_id="1", attempt=2)
+    (record,) = records(capfd)
+    assert str(record.pop("time")).endswith("Z")
+    assert record == {
+        "level": "info",
+        "event": "job started",
+        "logger": "jobsvc.x",
+        "job_id": "1",
+        "attempt": 2,
+    }
+
+
+def test_a_console_record(capfd: Capture) -> None:
+    configure("console")
+    telemetry.get_logger("x").info("ready", address="127.0.0.1:1", note="two words", none="")
+    line = capfd.readouterr().err
+    assert line.split(" ", 1)[1] == (
+        'info    ready address=127.0.0.1:1 note="two words" none="" logger=x\n'
+    )
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_one_record_is_one_line_of_printable_text(log_format: str, capfd: Capture) -> None:
+    configure(log_format)
+    log = telemetry.get_logger("x")
+    log.info(NASTY, message=NASTY)
+    try:
+        raise ValueError(NASTY)
+    except ValueError:
+        log.exception("failed")
+        logging.getLogger("grpc").exception("theirs %s", NASTY)
+    lines = capfd.readouterr().err.split("\n")
+    assert len(lines) == 4
+    assert lines[3] == ""
+    assert all(line.isprintable() for line in lines)
+    assert "Traceback" in lines[1]
+    assert "Traceback" in lines[2]
+
+
+@pytest.mark.parametrize("name", ["payload", "result", "token", "lease_token", "password"])
+def test_a_field_named_like_a_secret_is_hidden(name: str, capfd: Capture) -> None:
+    configure("json")
+    telemetry.get_logger("x").info("event", **{name: "canary"})
+    logging.getLogger("x").warning("theirs", extra={name: "canary"})
+    ours, theirs = records(capfd)
+    assert ours[name] == theirs[name] == "***"
+
+
+def test_a_level_that_is_off_writes_nothing(capfd: Capture) -> None:
+    configure("json", "warning")
+    log = telemetry.get_logger("x")
+    log.info("quiet")
+    log.warning("loud")
+    assert [record["event"] for record in records(capfd)] == ["loud"]
+
+
+def test_libraries_are_heard_from_warning_on_the_same_way(capfd: Capture) -> None:
+    configure("json", "debug")
+    logging.getLogger("sqlalchemy.engine").info("INSERT canary")
+    logging.getLogger("kombu").warning("connection %s", "lost")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    kombu, warning = records(capfd)
+    assert (kombu["logger"], kombu["level"], kombu["event"]) == (
+        "kombu",
+        "warning",
+        "connection lost",
+    )
+    assert "DeprecationWarning: old" in str(warning["event"])
+
+
+def test_a_log_that_nobody_reads_stops_no_work() -> None:
+    configure("json")
+    log = telemetry.get_logger("x")
+    reader, writer = os.pipe()
+    kept = os.dup(2)
+    try:
+        os.dup2(writer, 2)
+        os.close(reader)
+        log.info("lost")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(writer)
