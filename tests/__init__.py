@@ -1,0 +1,1 @@
+"""The tests, and the private services that they run on."""

@@ -1,0 +1,62 @@
+"""`missing` prints what to install first; `run -- COMMAND` runs a command on fresh nodes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from types import FrameType
+
+from tests.services import STANDARD_NODES, Node, machine_bin, postgres, rabbitmq
+
+
+def missing() -> list[str]:
+    """The packages without which no node can be started; PostgreSQL's is not needed, but better."""
+    packages = []
+    if not rabbitmq.find_command("rabbitmq-server"):
+        packages.append(rabbitmq.DEBIAN_PACKAGE)
+    if os.geteuid() == 0 and not machine_bin():
+        packages.append(postgres.DEBIAN_PACKAGE)
+    return packages
+
+
+def run(command: list[str]) -> int:
+    """Runs a command with the nodes' addresses in its environment; returns its exit code."""
+    with ExitStack() as stack:
+        nodes: dict[str, Node] = {}
+        for name, make in STANDARD_NODES.items():
+            nodes[name] = make()
+            stack.callback(nodes[name].close)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Node.start, nodes.values()))
+        urls = {name: node.url for name, node in nodes.items()}
+        child = subprocess.Popen(command, env={**os.environ, **urls})
+
+        def forward(number: int, _frame: FrameType | None) -> None:
+            child.send_signal(number)
+
+        # A terminal sends Ctrl-C to the child as well: it ends the run, this one waits for it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, forward)
+        code = child.wait()
+        return code if code >= 0 else 128 - code
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; returns the exit code."""
+    match arguments:
+        case ["missing"]:
+            print(*missing())
+            return 0
+        case ["run", "--", *command] if command:
+            return run(command)
+    print("usage: python -m tests.services missing | run -- COMMAND", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
