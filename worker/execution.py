@@ -1,0 +1,176 @@
+"""Running one handler to one Outcome, the same in a child process and in a thread."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, Final
+
+from worker.api import Abort, JobCancelled, JobContext, Retry, Snooze
+from worker.outcome import (
+    INVALID_PAYLOAD,
+    MESSAGE_BYTES_MAX,
+    RESULT_INVALID,
+    RESULT_TOO_LARGE,
+    Cancelled,
+    ErrorInfo,
+    Failed,
+    Outcome,
+    Report,
+    Snoozed,
+    Succeeded,
+    Task,
+)
+from worker.registry import JobDefinition, find
+from worker.values import (
+    PayloadInvalid,
+    ResultInvalid,
+    ResultTooLarge,
+    decode_payload,
+    encode_result,
+)
+
+UNKNOWN_JOB_TYPE: Final = "UNKNOWN_JOB_TYPE"
+
+_TRACEBACK_FRAMES_MAX: Final = 50
+_PAYLOAD_PROBLEMS_SHOWN: Final = 10
+
+
+class AttemptContext(JobContext):
+    """The context of a real attempt, with the half of it that is the runtime's, not the handler's.
+
+    `report` is called on whatever thread the handler tells something on, one call at a time.
+    """
+
+    def __init__(self, task: Task, report: Callable[[Report], None]) -> None:
+        super().__init__(
+            job_id=task.job_id,
+            attempt=task.attempt,
+            idempotency_token=task.idempotency_token,
+            timeout_seconds=task.timeout_seconds,
+            report=report,
+            content_type=task.content_type,
+            trace_id=task.trace_id,
+        )
+
+    def tick(self) -> None:
+        """Send a progress that waited for its turn; to be called every 0.1 s or so."""
+        with self._lock:
+            self._send_progress_if_due(time.monotonic())
+
+    def ask_to_stop(self, *, lease_lost: bool = False) -> None:
+        """Let the handler know that it should stop."""
+        self._lease_lost = self._lease_lost or lease_lost
+        self._stop.set()
+
+    def close(self) -> None:
+        """Send the last progress if it is still waiting, and nothing more after it."""
+        with self._lock:
+            report, self._progress_waiting = self._progress_waiting, None
+            if report is not None and not self._closed:
+                self._report(report)
+            self._closed = True
+
+
+def run(task: Task, context: AttemptContext) -> Outcome:
+    """Run the task's handler to its end on this thread; never raises, whatever the handler does.
+
+    The context is closed: its last progress is out, and no report follows. A handler that ends,
+    however, after it was asked to stop is Cancelled.
+    """
+    try:
+        outcome = _run(task, context)
+    except BaseException as error:  # noqa: BLE001 - SystemExit and the like are failures
+        outcome = _failure(error)
+    context.close()
+    return Cancelled() if context.cancelled else outcome
+
+
+def _run(task: Task, context: AttemptContext) -> Outcome:
+    definition = find(task.job_type)
+    if definition is None:
+        message = f"no handler is registered for {task.job_type!r}"
+        return Failed(ErrorInfo(UNKNOWN_JOB_TYPE, message))
+    try:
+        payload = _payload(definition, task)
+    except PayloadInvalid as error:
+        return Failed(ErrorInfo(INVALID_PAYLOAD, str(error), retryable=False))
+    if definition.takes_context:
+        result = definition.function(payload, context)
+    else:
+        result = definition.function(payload)
+    if inspect.iscoroutine(result):
+        import asyncio  # not at the top: few handlers need it, and each child would pay for it
+
+        result = asyncio.run(result)
+    try:
+        return Succeeded(*encode_result(result))
+    except ResultTooLarge as error:
+        return Failed(ErrorInfo(RESULT_TOO_LARGE, str(error), retryable=False))
+    except ResultInvalid as error:
+        return Failed(ErrorInfo(RESULT_INVALID, str(error), retryable=False))
+
+
+def _payload(definition: JobDefinition, task: Task) -> Any:
+    kind = definition.payload_kind
+    if task.content_type is not None:
+        if kind in ("blob", "any"):
+            return task.payload
+        raise PayloadInvalid(f"{definition.name} takes an object, not a blob")
+    if kind == "blob":
+        raise PayloadInvalid(f"{definition.name} takes a blob, not an object")
+    data = decode_payload(task.payload)
+    if definition.model is None:
+        return data
+    from pydantic import ValidationError  # loaded already: the model is one of its
+
+    try:
+        # As JSON, which the payload is: strict models take times and bytes from text only so.
+        return definition.model.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        # Without the input: an error's text travels further than a payload may.
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        texts = [
+            ".".join(map(str, ("payload", *problem["loc"]))) + ": " + problem["msg"]
+            for problem in problems[:_PAYLOAD_PROBLEMS_SHOWN]
+        ]
+        raise PayloadInvalid("; ".join(texts)) from error
+
+
+def _failure(error: BaseException) -> Outcome:
+    if isinstance(error, Snooze):
+        return Snoozed(error.after_seconds)
+    if isinstance(error, JobCancelled):
+        # Reported only where nobody asked to stop: otherwise the attempt is Cancelled anyway.
+        return Failed(ErrorInfo("JobCancelled", "the handler stopped, though not asked to"))
+    info = ErrorInfo(
+        type=type(error).__name__,
+        message=_message(error),
+        traceback=_traceback(error),
+        retryable=not isinstance(error, Abort),
+    )
+    return Failed(info, error.after_seconds if isinstance(error, Retry) else None)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as unprintable:  # noqa: BLE001 - the exception's own code
+        return f"(its text could not be made: {type(unprintable).__name__})"
+
+
+def _traceback(error: BaseException) -> str:
+    # The first frame is ours, unless our own code has failed.
+    frames = error.__traceback__ and (error.__traceback__.tb_next or error.__traceback__)
+    try:
+        lines = traceback.format_exception(type(error), error, frames, limit=-_TRACEBACK_FRAMES_MAX)
+    except BaseException as unprintable:  # noqa: BLE001 - the same code again
+        return f"(the traceback could not be made: {type(unprintable).__name__})"
+    # Each piece is cut, lest a message of megabytes push the frames out.
+    return "".join(
+        line if len(line) <= MESSAGE_BYTES_MAX else line[:MESSAGE_BYTES_MAX] + "…\n"
+        for line in lines
+    )

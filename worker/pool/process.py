@@ -1,0 +1,585 @@
+"""Handlers in child processes, so that whatever one does hits its own job only.
+
+One thread of the parent does all the I/O and owns all children: it starts them (the kernel kills a
+child when the thread that started it ends), sends tasks, reads what they tell, watches timeouts
+and kills. Where runs are short, a child is sent its next tasks ahead, so that it need not wait for
+the parent between two. The tickets of `worker.wire` make that safe: a task is taken back from its
+child, whatever the child is doing, or was certainly started.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Final
+
+from worker import wire
+from worker.outcome import (
+    WORKER_LOST,
+    Cancelled,
+    ErrorInfo,
+    Interrupted,
+    JobTypeInfo,
+    Outcome,
+    Report,
+    WorkerLost,
+)
+from worker.pool.base import Listener, Pool, Run, deliver, logger, timed_out
+from worker.registry import HandlersError
+
+CANCEL_GRACE_SECONDS: Final = 1.0
+TASKS_PER_CHILD_MAX: Final = 10_000
+
+# Tasks are sent ahead to a child as long as all it has should take no longer than this, and taken
+# back when the first of them does.
+_AHEAD_SECONDS_MAX: Final = 0.02
+_TASKS_AT_CHILD_MAX: Final = 8
+
+_START_SECONDS_MAX: Final = 60.0
+_END_SECONDS_MAX: Final = 3.0
+_START_BACKOFF_SECONDS: Final = 0.1
+_START_BACKOFF_SECONDS_MAX: Final = 10.0
+_CHECK_SECONDS: Final = 0.5
+_RECEIVE_BYTES: Final = 256 * 1024
+
+# What only the service itself may know.
+_SECRETS: Final = ("JOBSVC_DATABASE_URL", "JOBSVC_BROKER_URL", "JOBSVC_TOKENS")
+
+
+class _Child:
+    """One child process and its two sockets. Used by the I/O thread, or with the pool's lock."""
+
+    def __init__(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.frames, theirs = socket.socketpair()
+        # Both ends of the tickets stay open here: the parent takes back through the child's.
+        self._tickets, self._tickets_theirs = socket.socketpair()
+        fds = (theirs.fileno(), self._tickets_theirs.fileno())
+        try:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "worker.children",
+                    *map(str, fds),
+                    str(os.getpid()),
+                    ",".join(modules),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what handlers print is no one's data
+                pass_fds=fds,
+                env=environment,
+                start_new_session=True,
+            )
+        except BaseException:
+            self._close_sockets()
+            raise
+        finally:
+            theirs.close()
+        self.frames.setblocking(False)
+        self._reader = wire.FrameReader()
+        self.unsent = bytearray()
+        self.ready = self.killed = self.dismissed = self.ended = False
+        self.broken = ""
+        self.tasks_sent = 0
+        # In the order in which they run; the first is running.
+        self.runs: dict[int, Run] = {}
+        self.victim: int | None = None  # which of them was running when it was killed
+        self.deadline = time.monotonic() + _START_SECONDS_MAX
+
+    @property
+    def worn(self) -> bool:
+        return self.tasks_sent >= TASKS_PER_CHILD_MAX
+
+    @property
+    def head(self) -> tuple[int, Run] | None:
+        return next(iter(self.runs.items()), None)
+
+    def send(self, data: bytes) -> None:
+        """Send what the socket takes and keep the rest; a dead child's is dropped."""
+        sent = 0
+        if not self.unsent:
+            try:
+                sent = self.frames.send(data)
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # its end is seen by reading
+        self.unsent += data[sent:]
+
+    def flush(self) -> None:
+        """Send more of what was kept."""
+        try:
+            del self.unsent[: self.frames.send(self.unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.unsent.clear()
+
+    def send_task(self, number: int, run: Run) -> None:
+        """Send a task and its ticket."""
+        self.runs[number] = run
+        self.tasks_sent += 1
+        self.send(wire.task_frame(number, run.task))
+        try:
+            self._tickets.send(wire.TICKET.pack(number))
+        except OSError:
+            return  # dead: the task is then among those not started, or known as lost
+
+    def take_back(self) -> list[Run]:
+        """The runs that have not started and now never will, in order; they are no longer ours."""
+        taken: list[Run] = []
+        while True:
+            try:
+                ticket = self._tickets_theirs.recv(wire.TICKET.size, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return taken
+            if not ticket:
+                return taken
+            (number,) = wire.TICKET.unpack(ticket)
+            taken.append(self.runs.pop(number))
+
+    def receive(self) -> list[wire.Frame] | None:
+        """Frames that have come, None if nothing has; sets `ended`. Raises ProtocolError."""
+        try:
+            data = self.frames.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            data = b""
+        self.ended = not data
+        return self._reader.feed(data)
+
+    def dismiss(self) -> None:
+        """Let an idle child end by itself, for a while."""
+        self.dismissed = True
+        self.deadline = time.monotonic() + _END_SECONDS_MAX
+        self._tickets.shutdown(socket.SHUT_WR)
+        self.frames.shutdown(socket.SHUT_WR)
+
+    def kill(self) -> None:
+        """Kill the process and everything its handlers have started."""
+        if not self.killed:
+            self.killed = True
+            self.victim = next(iter(self.runs), None)
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # all of them are gone
+
+    def has_exited(self) -> bool:
+        """Whether it is dead but not yet waited for, so that its number is still its own."""
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.process.pid, options) is not None
+
+    def bury(self) -> str:
+        """Wait for the dead process, close the sockets, and say what it died of."""
+        code = self.process.wait()
+        self._close_sockets()
+        if code >= 0:
+            return f"exit code {code}"
+        try:
+            return f"signal {-code} ({signal.Signals(-code).name})"
+        except ValueError:  # a real-time signal has no name
+            return f"signal {-code}"
+
+    def _close_sockets(self) -> None:
+        for end in (self.frames, self._tickets, self._tickets_theirs):
+            end.close()
+
+
+class ProcessPool(Pool):
+    """`size` child processes that run handlers. The parent imports none."""
+
+    def __init__(
+        self,
+        size: int,
+        handler_modules: Sequence[str],
+        listener: Listener,
+        environment: Mapping[str, str] | None = None,
+        *,
+        cancel_grace_seconds: float = CANCEL_GRACE_SECONDS,
+    ) -> None:
+        super().__init__(size, listener)
+        self._modules = handler_modules
+        self._environment = {
+            name: value
+            for name, value in {**os.environ, **(environment or {})}.items()
+            if not name.startswith(_SECRETS)
+        }
+        self._cancel_grace_seconds = cancel_grace_seconds
+        self._thread = threading.Thread(target=self._main, name="pool", daemon=True)
+        self._started: Future[list[JobTypeInfo]] = Future()
+        self._selector = selectors.DefaultSelector()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._asleep = False
+        self._children: list[_Child] = []
+        self._owners: dict[str, tuple[_Child, int]] = {}  # of what was sent, by token
+        self._requests: list[tuple[str, Outcome]] = []
+        self._last_number = 0
+        self._start_failures = 0
+        self._start_not_before = 0.0
+        self._check_at = 0.0
+        self._stop_at: float | None = None
+
+    # From any thread.
+
+    def start(self) -> list[JobTypeInfo]:
+        """Start the children; the first one's word on its job types holds."""
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._selector.register(self._wake_out, selectors.EVENT_READ)
+        self._thread.start()
+        try:
+            return self._started.result()
+        except HandlersError:
+            self.stop(0)
+            raise
+
+    def cancel(self, token: str) -> None:
+        """Ask the handler to stop, and kill its process after the grace."""
+        self._request(token, Cancelled())
+
+    def abandon(self, token: str) -> None:
+        """Kill the task's process at once."""
+        self._request(token, Interrupted())
+
+    def stop(self, grace_seconds: float) -> None:
+        """End the pool; no child is left when this returns."""
+        stop_at = time.monotonic() + grace_seconds
+        with self._lock:
+            self._stop_at = stop_at if self._stop_at is None else min(stop_at, self._stop_at)
+            self._wake()
+        self._thread.join()
+
+    def _request(self, token: str, outcome: Outcome) -> None:
+        with self._lock:
+            self._requests.append((token, outcome))
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            self._wake_in.send(b"\0")
+
+    def _busy(self) -> int:
+        return len(self._owners)
+
+    def _recall_if_submitted_by(self, latest: float) -> None:
+        for child in self._children:
+            ahead = list(child.runs.values())[1:]
+            if any(run.submitted <= latest for run in ahead):
+                self._recall(child)
+
+    # On the I/O thread, with the lock but where said.
+
+    def _main(self) -> None:
+        try:
+            while self._turn():
+                pass
+        except BaseException as error:  # noqa: BLE001 - whoever submits hears of it
+            logger.critical("the pool has failed, and stops", exc_info=True)
+            if not self._started.done():
+                self._started.set_exception(error)
+        self._finish()
+
+    def _turn(self) -> bool:
+        """Do what is due, tell what is to be told, wait and read. False when all is over."""
+        with self._lock:
+            self._tend(time.monotonic())
+            if self._stop_at is not None and not self._children and not self._notices:
+                self._stopped = True
+                return False
+            notices, self._notices = self._notices, []
+            self._asleep = not notices
+            wait_seconds = self._wait_seconds(time.monotonic()) if self._asleep else 0.0
+        deliver(notices)  # without the lock: the listener may call us
+        events = self._selector.select(wait_seconds)
+        with self._lock:
+            self._asleep = False
+            for key, mask in events:
+                if key.data is None:
+                    self._wake_out.recv(_RECEIVE_BYTES)
+                elif key.data in self._children:
+                    self._serve(key.data, mask)
+        return True
+
+    def _finish(self) -> None:
+        """Leave nothing behind, and no task without an outcome; without the lock."""
+        with self._lock:
+            self._stopped = True
+            self._asleep = False
+            if not self._started.done():
+                self._started.set_exception(HandlersError("the pool was stopped at its start"))
+            for child in self._children:
+                child.kill()
+                child.bury()
+                for run in child.runs.values():
+                    self._tell_outcome(run, Interrupted())
+            for run in self._waiting.values():
+                self._tell_outcome(run, Interrupted())
+            self._children.clear()
+            self._owners.clear()
+            self._waiting.clear()
+            self._selector.close()
+            self._wake_in.close()
+            self._wake_out.close()
+        deliver(self._notices)
+
+    def _tend(self, now: float) -> None:
+        for token, outcome in self._requests:
+            self._grant(token, outcome, now)
+        self._requests.clear()
+        if now >= self._check_at:
+            self._check_at = now + _CHECK_SECONDS
+            for child in list(self._children):
+                self._check(child, now)
+        for child in self._children:
+            self._tend_head(child, now)
+        if self._stop_at is None:
+            self._balance(now)
+            self._assign(now)
+        else:
+            self._wind_down(now)
+
+    def _wait_seconds(self, now: float) -> float:
+        """How long nothing is due, unless something comes."""
+        due = [self._check_at]
+        if self._stop_at is not None and self._owners:
+            due.append(self._stop_at)
+        if self._start_not_before > now:
+            due.append(self._start_not_before)
+        for child in self._children:
+            if child.killed or child.head is None:
+                continue
+            _, head = child.head
+            assert head.started is not None
+            due.append(head.started + head.task.timeout_seconds)
+            if head.kill_at is not None:
+                due.append(head.kill_at)
+            if len(child.runs) > 1:
+                due.append(head.started + _AHEAD_SECONDS_MAX)
+        return max(0.0, min(due) - now)
+
+    def _grant(self, token: str, outcome: Outcome, now: float) -> None:
+        """Cancel or abandon a task, wherever it is."""
+        if token in self._owners:
+            child, number = self._owners[token]
+            if child.head is not None and child.head[0] != number:
+                self._recall(child)
+        waiting = self._waiting.pop(token, None)
+        if waiting is not None:
+            self._tell_outcome(waiting, outcome)
+        elif token in self._owners:
+            child, number = self._owners[token]
+            run = child.runs[number]
+            if isinstance(outcome, Interrupted):
+                run.verdict = outcome
+                self._kill(child)
+            elif run.verdict is None:
+                run.verdict = outcome
+                run.kill_at = now + self._cancel_grace_seconds
+                self._send(child, wire.cancel_frame(number))
+
+    def _check(self, child: _Child, now: float) -> None:
+        """See what the sockets do not tell: a death hidden by a fork that holds them, a hang."""
+        if child.has_exited():
+            self._bury(child)
+        elif (not child.ready or child.dismissed) and now >= child.deadline and not child.killed:
+            if not child.ready:
+                child.broken = f"not loaded within {_START_SECONDS_MAX:g} s"
+            child.kill()
+
+    def _tend_head(self, child: _Child, now: float) -> None:
+        if child.killed or child.head is None:
+            return
+        _, run = child.head
+        if run.started is None:
+            run.started = now
+            self._tell_started(run)
+        elapsed = now - run.started
+        if elapsed >= run.task.timeout_seconds:
+            run.verdict = timed_out(run.task) if run.verdict is None else run.verdict
+            self._kill(child)
+        elif run.kill_at is not None and now >= run.kill_at:
+            self._kill(child)
+        elif len(child.runs) > 1 and elapsed >= _AHEAD_SECONDS_MAX:
+            self._recall(child)
+
+    def _recall(self, child: _Child) -> None:
+        """Put what the child has not started back to the front of the queue."""
+        for run in reversed(child.take_back()):
+            del self._owners[run.task.token]
+            run.started = None
+            self._waiting[run.task.token] = run
+            self._waiting.move_to_end(run.task.token, last=False)
+
+    def _kill(self, child: _Child) -> None:
+        self._recall(child)
+        child.kill()
+
+    def _balance(self, now: float) -> None:
+        """Keep `size` children that take tasks; a worn one goes when its successor is ready."""
+        staying = [child for child in self._children if not child.dismissed]
+        wanted = self.size + sum(child.worn for child in staying)
+        if now >= self._start_not_before:
+            for _ in range(wanted - len(staying)):
+                self._spawn(now)
+        fresh = sum(child.ready and not child.worn and not child.killed for child in staying)
+        for child in staying:
+            if child.worn and not child.runs and not child.killed and fresh >= self.size:
+                child.dismiss()
+
+    def _spawn(self, now: float) -> None:
+        try:
+            child = _Child(self._modules, self._environment)
+        except OSError as error:  # no processes or descriptors left
+            self._start_failed(f"no child process can be started: {error}", now)
+            return
+        self._children.append(child)
+        self._selector.register(child.frames, selectors.EVENT_READ, child)
+
+    def _start_failed(self, why: str, now: float) -> None:
+        if not self._started.done():
+            self._started.set_exception(HandlersError(why))
+            return
+        if self._stop_at is not None:
+            return  # it was we who ended it
+        self._start_failures += 1
+        backoff = _START_BACKOFF_SECONDS * 2.0 ** min(self._start_failures, 10)
+        backoff = min(backoff, _START_BACKOFF_SECONDS_MAX)
+        self._start_not_before = now + backoff
+        logger.error("%s; the next attempt is in %.1f s", why, backoff)
+
+    def _assign(self, now: float) -> None:
+        while self._waiting:
+            child = self._pick(now)
+            if child is None:
+                return
+            token, run = self._waiting.popitem(last=False)
+            self._last_number += 1
+            self._owners[token] = child, self._last_number
+            child.send_task(self._last_number, run)
+            self._watch_writes(child)
+            self._tend_head(child, now)
+
+    def _pick(self, now: float) -> _Child | None:
+        """The child that a task would start on first, None if it had better wait here."""
+        usable = [
+            child
+            for child in self._children
+            if child.ready and not child.killed and not child.dismissed
+        ]
+        # A worn child works on while its successor starts, but never beside it.
+        usable.sort(key=lambda child: (child.worn, len(child.runs)))
+        usable = usable[: self.size]
+        child = min(usable, key=lambda child: len(child.runs), default=None)
+        if child is None or child.head is None:
+            return child
+        started = child.head[1].started
+        if started is None or now - started >= _AHEAD_SECONDS_MAX:
+            return None
+        short = len(child.runs) * self._average_seconds < _AHEAD_SECONDS_MAX
+        return child if short and len(child.runs) < _TASKS_AT_CHILD_MAX else None
+
+    def _wind_down(self, now: float) -> None:
+        for child in self._children:
+            self._recall(child)
+        for run in self._waiting.values():
+            self._tell_outcome(run, Interrupted())
+        self._waiting.clear()
+        for child in self._children:
+            if child.killed or child.dismissed:
+                continue
+            if child.runs and self._stop_at is not None and now >= self._stop_at:
+                for run in child.runs.values():
+                    run.verdict = run.verdict or Interrupted()
+                child.kill()
+            elif not child.ready:
+                child.kill()
+            elif not child.runs:
+                child.dismiss()
+
+    # What comes from the children.
+
+    def _serve(self, child: _Child, mask: int) -> None:
+        if mask & selectors.EVENT_WRITE:
+            child.flush()
+            self._watch_writes(child)
+        if mask & selectors.EVENT_READ:
+            self._read(child)
+        if child.ended:
+            self._bury(child)
+
+    def _read(self, child: _Child) -> bool:
+        """Read once; false if nothing was there."""
+        try:
+            frames = child.receive()
+            for header, body in frames or ():
+                self._handle(child, header, body)
+        except (wire.ProtocolError, KeyError, ValueError, TypeError, IndexError) as error:
+            logger.error("a child process sent what cannot be read, and is killed: %r", error)
+            child.ended = True
+            return False
+        return frames is not None
+
+    def _handle(self, child: _Child, header: list[Any], body: bytes) -> None:
+        match header[0]:
+            case "done":
+                run = child.runs.pop(header[1])
+                del self._owners[run.task.token]
+                now = time.monotonic()
+                if run.started is not None:
+                    self._count_run(now - run.started)
+                self._tell_outcome(run, wire.read_outcome(header, body))
+                self._tend_head(child, now)
+            case "ready":
+                child.ready = True
+                self._start_failures = 0
+                if not self._started.done():
+                    self._started.set_result(wire.read_ready(header))
+            case "broken":
+                child.broken = header[1]
+            case _:
+                report: Report = wire.read_report(header, body)
+                self._tell_report(child.runs[header[1]], report)
+
+    def _send(self, child: _Child, data: bytes) -> None:
+        child.send(data)
+        self._watch_writes(child)
+
+    def _watch_writes(self, child: _Child) -> None:
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.unsent else 0)
+        if self._selector.get_key(child.frames).events != events:
+            self._selector.modify(child.frames, events, child)
+
+    def _bury(self, child: _Child) -> None:
+        """Settle what a child leaves that is dead, or of no use any more."""
+        while not child.ended and self._read(child):
+            pass
+        child.kill()  # what its handlers have started, and itself if it only closed its socket
+        self._recall(child)
+        self._selector.unregister(child.frames)
+        self._children.remove(child)
+        cause = child.bury()
+        if not child.ready:
+            where = f"while it loaded the handlers from {','.join(self._modules)}"
+            why = child.broken or f"a child process died {where}: {cause}"
+            self._start_failed(why, time.monotonic())
+        for number, run in child.runs.items():
+            del self._owners[run.task.token]
+            message = f"the child process died: {cause}"
+            outcome: Outcome = WorkerLost(ErrorInfo(WORKER_LOST, message))
+            if run.verdict is not None:
+                outcome = run.verdict
+            elif number != child.victim:  # it came next, after the kill was decided
+                outcome = Interrupted()
+            self._tell_outcome(run, outcome)
+        child.runs.clear()
