@@ -143,18 +143,22 @@ def _answer_known_keys(
             first.setdefault(request.idempotency_key, request)
     if not first:
         return {}, {}
-    new = [
-        {
+    rows = {
+        key: {
             "key": key,
             "request_hash": first[key].request_hash,
             "job_id": first[key].job_id,
             "expire_time": tx.now + KEY_LIFETIME,
         }
         for key in sorted(first)
-    ]
+    }
     statement = insert_or_ignore(tx, idempotency_keys, "key").returning(idempotency_keys.c.key)
-    taken = {row.key for row in tx.execute(statement, new)}
-    known = find_keys(tx.connection, [key for key in first if key not in taken])
+    taken: set[str] = set()
+    known: dict[str, tuple[bytes, str]] = {}
+    # Once more for a key that was in use, and that the purge deleted before it was looked at.
+    while left := [key for key in rows if key not in taken and key not in known]:
+        taken |= {row.key for row in tx.execute(statement, [rows[key] for key in left])}
+        known |= find_keys(tx.connection, [key for key in left if key not in taken])
     found = get_jobs(tx.connection, [job_id for _, job_id in known.values()])
     answers: dict[str, Answer] = {}
     twins: dict[str, str] = {}
