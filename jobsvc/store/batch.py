@@ -186,7 +186,8 @@ class Batch:
         if not self._outbox:
             return ()
         rows = self.tx.execute(sa.insert(outbox).returning(outbox), self._outbox)
-        return tuple(dispatch_from_row(row) for row in rows if row.not_before > self.tx.now)
+        at_once = self.tx.now + PUBLISH_GRACE  # what has less time is the relay's, once it is due
+        return tuple(dispatch_from_row(row) for row in rows if row.not_before >= at_once)
 
 
 def dispatch_from_row(row: sa.Row[Any]) -> Dispatch:
