@@ -1,0 +1,93 @@
+"""Every test that takes `database` or `house` runs once on each database that is supported."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from jobsvc.store import schema
+from jobsvc.store.database import Database
+from tests.checker import check
+from tests.services import fresh_database
+from tests.store.house import House, wipe
+
+POSTGRESQL = {"postgresql15": "postgres_url", "postgresql18": "postgres18_url"}
+POOL_SIZE = 20
+
+
+def open_database(url: str) -> Database:
+    """With the schema in place. A power cut is not tested here, so SQLite need not wait for the
+    disk."""
+    database = Database(url, pool_size=POOL_SIZE)
+    if database.sqlite:
+
+        def in_haste(connection: sqlite3.Connection, _record: object) -> None:
+            connection.execute("PRAGMA synchronous=OFF")
+
+        sa.event.listen(database.engine, "connect", in_haste)
+    schema.migrate(database)
+    return database
+
+
+@pytest.fixture(scope="module", params=["sqlite", *POSTGRESQL])
+def store_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """An empty database for this module."""
+    if request.param == "sqlite":
+        yield sqlite_url(tmp_path_factory.mktemp("store"))
+        return
+    with fresh_database(request.getfixturevalue(POSTGRESQL[request.param])) as url:
+        yield url
+
+
+@pytest.fixture(scope="module", params=list(POSTGRESQL))
+def postgresql_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same where a test is about PostgreSQL alone."""
+    with fresh_database(request.getfixturevalue(POSTGRESQL[request.param])) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def migrated(store_url: str) -> Iterator[Database]:
+    database = open_database(store_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="module")
+def migrated_postgresql(postgresql_url: str) -> Iterator[Database]:
+    database = open_database(postgresql_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def house(migrated: Database) -> Iterator[House]:
+    """Empty at first; in the end every history in it must be legal."""
+    wipe(migrated)
+    yield House(migrated)
+    check(migrated)
+
+
+@pytest.fixture
+def pg_house(migrated_postgresql: Database) -> Iterator[House]:
+    wipe(migrated_postgresql)
+    yield House(migrated_postgresql)
+    check(migrated_postgresql)
+
+
+@pytest.fixture
+def sqlite_house(tmp_path: Path) -> Iterator[House]:
+    """SQLite alone, and not checked in the end: for tests that break it."""
+    database = open_database(sqlite_url(tmp_path))
+    yield House(database)
+    database.close()
+
+
+def sqlite_url(directory: Path) -> str:
+    return f"sqlite:///{directory / 'jobs.db'}"

@@ -1,0 +1,263 @@
+"""Short words for the tests of the store: a database, its verbs, and time that passes at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from uuid_utils.compat import uuid4, uuid7
+
+from jobsvc.core.model import (
+    AttemptFailed,
+    Claimed,
+    Dispatch,
+    Effects,
+    Ending,
+    Input,
+    Job,
+    JobError,
+    JobEvent,
+    JobTypeInfo,
+    NewJob,
+    Report,
+    Succeeded,
+    WorkerInfo,
+)
+from jobsvc.store import dispatching, queries, registry, transitions
+from jobsvc.store.database import Database, Transaction
+from jobsvc.store.submission import Answer, Submitted, submit
+from jobsvc.store.tables import job_events, jobs, metadata, outbox, service
+
+T = TypeVar("T")
+
+WAIT_SECONDS_MAX = 20.0
+LEASE_SECONDS = 30.0
+EVERY_TYPE = frozenset({"demo", "other"})
+DONE = Succeeded(Input(b"done"))
+RETRYABLE = AttemptFailed(JobError("ValueError", "not today", retryable=True))
+FATAL = AttemptFailed(JobError("TypeError", "never"))
+CRASH = AttemptFailed(JobError("WORKER_LOST", "child died", retryable=True), crashed=True)
+
+
+def new_id() -> str:
+    return str(uuid7())
+
+
+def new_token() -> str:
+    return str(uuid4())
+
+
+def new_job(job_type: str = "demo", **fields: Any) -> NewJob:
+    return NewJob(job_id=new_id(), job_type=job_type, **fields)
+
+
+def worker(worker_id: str = "w1", **fields: Any) -> WorkerInfo:
+    values: dict[str, Any] = {
+        "host": "h",
+        "pid": 1,
+        "version": "0.1.0",
+        "queues": ("default",),
+        "job_types": ("demo",),
+        "concurrency": 4,
+        "prefetch": 8,
+    }
+    return WorkerInfo(worker_id=worker_id, **(values | fields))
+
+
+class House:
+    """A database and its verbs, each in a transaction of its own. Threads may share it.
+
+    `wait` lets time pass for every later verb: its transaction's clock is ahead by that much.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.elapsed = timedelta()
+        self.effects = Effects()  # of the last verb that had any
+
+    def wait(self, seconds: float) -> None:
+        self.elapsed += timedelta(seconds=seconds)
+
+    def write(self, body: Callable[[Transaction], T]) -> T:
+        return self.database.write(lambda tx: body(replace(tx, now=tx.now + self.elapsed)))
+
+    def now(self) -> datetime:
+        return self.write(lambda tx: tx.now)
+
+    # Verbs.
+
+    def submit(self, job_type: str = "demo", **fields: Any) -> str:
+        """Answers the id of a job that is new."""
+        (answer,) = self.submit_all([new_job(job_type, **fields)])
+        assert isinstance(answer, Submitted)
+        assert not answer.already_existed
+        return answer.job_id
+
+    def submit_all(
+        self, requests: Sequence[NewJob], types: Iterable[JobTypeInfo] = ()
+    ) -> list[Answer]:
+        known = {t.name: t for t in types}
+        answers, self.effects = self.write(lambda tx: submit(tx, requests, known))
+        return answers
+
+    def claim_all(
+        self,
+        job_ids: Iterable[str],
+        *,
+        types: frozenset[str] = EVERY_TYPE,
+        token: str | None = None,
+        worker_id: str = "w1",
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> tuple[Claimed, ...]:
+        given = list(job_ids)
+        token = token or new_token()
+        found = self.write(
+            lambda tx: transitions.claim(tx, given, types, worker_id, token, lease_seconds)
+        )
+        self.effects = found.effects
+        return found.claimed
+
+    def claim(self, job_id: str, **options: Any) -> Claimed:
+        (claimed,) = self.claim_all([job_id], **options)
+        return claimed
+
+    def start(self, **fields: Any) -> Claimed:
+        """A new job that runs."""
+        return self.claim(self.submit(**fields))
+
+    def finish(self, claimed: Claimed, ending: Ending) -> bool:
+        """Whether the ending was accepted."""
+        accepted, self.effects = self.write(
+            lambda tx: transitions.finish(tx, {claimed.job_id: (claimed.token, ending)})
+        )
+        return claimed.job_id in accepted
+
+    def report(self, claimed: Claimed, *entries: Report) -> bool:
+        held, self.effects = self.write(
+            lambda tx: transitions.report(tx, {claimed.job_id: (claimed.token, entries)})
+        )
+        return claimed.job_id in held
+
+    def renew(self, *claimed: Claimed) -> dict[tuple[str, str], bool]:
+        leases = {c.job_id: c.token for c in claimed}
+        return self.write(lambda tx: transitions.renew(tx, leases, LEASE_SECONDS))
+
+    def cancel(self, job_id: str, reason: str = "enough", actor: str = "alice") -> Job:
+        job, self.effects = self.write(lambda tx: transitions.cancel(tx, job_id, reason, actor))
+        return job
+
+    def promote(self, limit: int = 100) -> int:
+        return self._count(lambda tx: transitions.promote(tx, limit))
+
+    def expire(self, limit: int = 100) -> int:
+        return self._count(lambda tx: transitions.expire(tx, limit))
+
+    def reap(self, limit: int = 100) -> int:
+        return self._count(lambda tx: transitions.reap(tx, limit))
+
+    def reap_workers(self, *worker_ids: str, limit: int = 100) -> int:
+        return self._count(lambda tx: transitions.reap_workers(tx, worker_ids, limit))
+
+    def redispatch(self, queue: str = "default", limit: int = 100) -> int:
+        return self.write(lambda tx: dispatching.redispatch(tx, queue, limit))
+
+    def redispatch_all(self, before: datetime, limit: int = 100) -> int:
+        return self.write(lambda tx: dispatching.redispatch_all(tx, before, limit))
+
+    def take_owed(self, limit: int = 100) -> list[Dispatch]:
+        return self.write(lambda tx: dispatching.take_owed(tx, limit))
+
+    def release_held(self, limit: int = 100) -> int:
+        return self._count(lambda tx: transitions.release_held(tx, limit))
+
+    def republish(self, *job_ids: str) -> None:
+        self.effects = self.write(lambda tx: dispatching.republish(tx, job_ids))
+
+    def purge(self, limit: int = 100) -> int:
+        return self.write(lambda tx: transitions.purge(tx, limit))
+
+    def announce(self, info: WorkerInfo, *types: JobTypeInfo) -> None:
+        self.write(lambda tx: registry.announce(tx, info, types))
+
+    def _count(self, verb: Callable[[Transaction], tuple[int, Effects]]) -> int:
+        count, self.effects = self.write(verb)
+        return count
+
+    # What is stored.
+
+    def get(self, job_id: str) -> Job:
+        return self.database.read(lambda c: queries.get_job(c, job_id))
+
+    def row(self, job_id: str) -> Any:
+        return self.database.read(
+            lambda c: c.execute(sa.select(jobs).where(jobs.c.id == job_id)).one()
+        )
+
+    def events(self, job_id: str) -> list[JobEvent]:
+        return self.database.read(lambda c: queries.list_events(c, job_id, 0, 1000))
+
+    def history(self, job_id: str) -> list[str]:
+        """Each event as TYPE>STATE."""
+        return [f"{event.type}>{event.state}" for event in self.events(job_id)]
+
+    def owed(self, job_id: str | None = None) -> list[str]:
+        """The kinds of the messages that are owed to the broker, oldest first."""
+        statement = sa.select(outbox.c.kind).order_by(outbox.c.id)
+        if job_id is not None:
+            statement = statement.where(outbox.c.job_id == job_id)
+        return list(self.database.read(lambda c: c.execute(statement).scalars().all()))
+
+    def deliver(self) -> None:
+        """The broker has confirmed all that was owed to it."""
+        self.write(lambda tx: tx.execute(sa.delete(outbox)))
+
+    def count(self, table: sa.Table) -> int:
+        statement = sa.select(sa.func.count()).select_from(table)
+        return self.database.read(lambda c: c.execute(statement).scalar_one())
+
+    def change(self, job_id: str, **columns: Any) -> None:
+        """Sets columns past all verbs."""
+        self.write(
+            lambda tx: tx.execute(sa.update(jobs).where(jobs.c.id == job_id).values(columns))
+        )
+
+    def forget_job(self, job_id: str) -> None:
+        """Deletes the job and its events past all verbs."""
+
+        def delete(tx: Transaction) -> None:
+            tx.execute(sa.delete(job_events).where(job_events.c.job_id == job_id))
+            tx.execute(sa.delete(jobs).where(jobs.c.id == job_id))
+
+        self.write(delete)
+
+
+def wipe(database: Database) -> None:
+    """Empties every table and keeps the one row of `service`."""
+
+    def body(tx: Transaction) -> None:
+        tables = [table for table in metadata.sorted_tables if table is not service]
+        if database.sqlite:
+            for table in tables:
+                tx.execute(sa.delete(table))
+        else:
+            tx.execute(sa.text(f"TRUNCATE {', '.join(table.name for table in tables)}"))
+
+    database.write(body)
+
+
+def together(*bodies: Callable[[], T]) -> list[T]:
+    """Runs each in a thread of its own, all let go at once; answers what they answered."""
+    barrier = threading.Barrier(len(bodies))
+
+    def run(body: Callable[[], T]) -> T:
+        barrier.wait(WAIT_SECONDS_MAX)
+        return body()
+
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        futures: list[Future[T]] = [pool.submit(run, body) for body in bodies]
+        return [future.result(WAIT_SECONDS_MAX) for future in futures]
