@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Shared by the scripts here: sourced by bash, never run.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -42,6 +43,10 @@ print(hashlib.sha256(b"".join(pathlib.Path(p).read_bytes() for p in sys.argv[1:]
 ' "$@"
 }
 
+pip_install() {
+    .venv/bin/python -m pip --disable-pip-version-check install --quiet "$@"
+}
+
 # Makes .venv hold what the lock file $1 names, and this project; does nothing where it already does.
 ensure_venv() {
     local lock=$1 python stamp want
@@ -60,8 +65,7 @@ ensure_venv() {
     echo "installing $lock into .venv" >&2
     rm -f "$stamp"
     identity .venv/bin/python >.venv/identity
-    PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install --quiet --require-hashes -r "$lock" &&
-        PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install --quiet --no-deps -e . ||
-        fail "pip could not install $lock"
+    pip_install --require-hashes -r "$lock" || fail "pip could not install $lock"
+    pip_install --no-deps -e . || fail "pip could not install the project"
     printf '%s\n' "$want" >"$stamp"
 }

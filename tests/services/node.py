@@ -128,13 +128,11 @@ class Node(ABC):
 
     def pause(self) -> None:
         """SIGSTOP to every process of the node: connections stay open, and nothing answers."""
-        for process in self._tree(self.pid):
-            process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """SIGCONT after `pause`."""
-        for process in self._tree(self.pid):
-            process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def close(self) -> None:
         """Kills the node and removes its directory."""
@@ -184,6 +182,11 @@ class Node(ABC):
         if (process := self._spawn(command)).wait(START_SECONDS_MAX) != 0:
             raise NodeError(f"{command[0]} failed\n{self._log_tail()}")
         self._groups.discard(process.pid)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._tree(self.pid):
+            with suppress(psutil.NoSuchProcess):  # a backend whose client has just gone
+                process.send_signal(number)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         tree = self._tree(process.pid)
