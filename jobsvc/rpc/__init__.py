@@ -1,0 +1,1 @@
+"""The gRPC face of the service: validate, convert, call a service, convert back."""

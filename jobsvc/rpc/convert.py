@@ -1,0 +1,313 @@
+"""Protobuf messages to the model and back.
+
+Requests must have passed jobsvc.rpc.validate. A Job in an answer carries its payload only where
+`job_with_payload` made it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import overload
+
+import uuid_utils
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from generated.jobsvc.v1 import job_pb2, job_service_pb2
+from jobsvc.core.model import (
+    Input,
+    Job,
+    JobError,
+    JobEvent,
+    JobOutcome,
+    Log,
+    NewJob,
+    Output,
+    Progress,
+    Report,
+    RetryPolicy,
+)
+from jobsvc.core.states import EventType, JobState
+from jobsvc.services.jobs import Submitted
+from jobsvc.services.watch import Heartbeat
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NANOSECONDS = 1_000_000_000
+PAGE_SIZE = 50
+PAGE_SIZE_MAX = 1_000
+PAGE_BYTES_MAX = 3 * 1024 * 1024
+HEARTBEAT_SECONDS = 15.0
+
+STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state}") for state in JobState}
+EVENT_TYPES = {kind: job_pb2.JobEventType.Value(f"JOB_EVENT_TYPE_{kind}") for kind in EventType}
+LOG_LEVELS = {
+    level: job_pb2.LogLevel.Value(f"LOG_LEVEL_{level}")
+    for level in ("DEBUG", "INFO", "WARNING", "ERROR")
+}
+
+
+# Requests.
+
+
+def new_job(request: job_service_pb2.SubmitJobRequest, actor: str, trace_id: str) -> NewJob:
+    when, expiration = request.WhichOneof("when"), request.WhichOneof("expiration")
+    return NewJob(
+        job_id=str(uuid_utils.uuid7()),
+        job_type=request.job_type,
+        input=_input(request),
+        queue=request.queue or None,
+        priority=request.priority,
+        schedule_time=_datetime(request.schedule_time) if when == "schedule_time" else None,
+        delay=_seconds(request.delay) if when == "delay" else None,
+        expire_time=_datetime(request.expire_time) if expiration == "expire_time" else None,
+        ttl=_seconds(request.ttl) if expiration == "ttl" else None,
+        max_attempts=request.max_attempts or None,
+        retry_policy=(
+            _policy(request.retry_policy) if request.HasField("retry_policy") else RetryPolicy()
+        ),
+        timeout=_seconds(request.timeout) if request.HasField("timeout") else None,
+        idempotency_key=request.idempotency_key or None,
+        request_hash=_request_hash(request) if request.idempotency_key else b"",
+        retention=_seconds(request.retention) if request.HasField("retention") else None,
+        labels=dict(request.labels),
+        actor=actor,
+        trace_id=trace_id,
+    )
+
+
+def wait_seconds(request: job_service_pb2.GetResultRequest) -> float:
+    return _seconds(request.wait)
+
+
+def heartbeat_seconds(
+    request: job_service_pb2.WatchJobRequest | job_service_pb2.RunJobRequest,
+) -> float:
+    if request.HasField("heartbeat_interval"):
+        return _seconds(request.heartbeat_interval)
+    return HEARTBEAT_SECONDS
+
+
+def page_size(asked: int) -> int:
+    return min(asked, PAGE_SIZE_MAX) or PAGE_SIZE
+
+
+def _input(request: job_service_pb2.SubmitJobRequest) -> Input:
+    match request.WhichOneof("input"):
+        case "payload":
+            return Input(request.payload.SerializeToString(deterministic=True))
+        case "payload_blob":
+            return Input(request.payload_blob.data, request.payload_blob.content_type)
+    return Input()
+
+
+def _policy(policy: job_pb2.RetryPolicy) -> RetryPolicy:
+    default = RetryPolicy()
+    initial = default.initial_backoff
+    if policy.HasField("initial_backoff"):
+        initial = _seconds(policy.initial_backoff)
+    longest = max(default.max_backoff, initial)
+    if policy.HasField("max_backoff"):
+        longest = _seconds(policy.max_backoff)
+    factor, jitter = default.backoff_multiplier, default.jitter
+    if policy.HasField("backoff_multiplier"):
+        factor = policy.backoff_multiplier
+    if policy.HasField("jitter"):
+        jitter = policy.jitter
+    return RetryPolicy(initial, factor, longest, jitter)
+
+
+def _request_hash(request: job_service_pb2.SubmitJobRequest) -> bytes:
+    """Of the request as sent; whether it only validates makes no other request of it."""
+    if request.validate_only:
+        sent, request = request, job_service_pb2.SubmitJobRequest()
+        request.CopyFrom(sent)
+        request.ClearField("validate_only")
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+
+
+def _seconds(span: Duration) -> float:
+    return span.seconds + span.nanos / NANOSECONDS
+
+
+def _datetime(moment: Timestamp) -> datetime:
+    """Cut to the microsecond."""
+    return EPOCH + timedelta(seconds=moment.seconds, microseconds=moment.nanos // 1_000)
+
+
+# Answers.
+
+
+def submit_response(submitted: Submitted) -> job_service_pb2.SubmitJobResponse:
+    return job_service_pb2.SubmitJobResponse(
+        job=job(submitted.job) if submitted.job else job_pb2.Job(job_id=submitted.job_id),
+        already_existed=submitted.already_existed,
+    )
+
+
+def job(job: Job) -> job_pb2.Job:
+    return job_pb2.Job(
+        job_id=job.job_id,
+        job_type=job.job_type,
+        queue=job.queue,
+        state=STATES[job.state],
+        labels=job.labels,
+        priority=job.priority,
+        attempt=job.attempt,
+        max_attempts=job.max_attempts,
+        retry_policy=_policy_message(job.retry_policy),
+        timeout=_duration(job.timeout),
+        idempotency_key=job.idempotency_key or "",
+        create_time=_timestamp(job.create_time),
+        schedule_time=_timestamp(job.schedule_time),
+        start_time=_timestamp(job.start_time),
+        finish_time=_timestamp(job.finish_time),
+        next_attempt_time=_timestamp(job.next_attempt_time),
+        expire_time=_timestamp(job.expire_time),
+        purge_time=_timestamp(job.purge_time),
+        progress=_progress(job.progress) if job.progress else None,
+        error=_error(job.error) if job.error else None,
+        worker_id=job.worker_id,
+        cancel_requested=job.cancel_requested,
+        last_sequence=job.last_sequence,
+        trace_id=job.trace_id,
+    )
+
+
+def job_with_payload(model: Job) -> job_pb2.Job:
+    message = job(model)
+    if model.input is None:
+        raise ValueError(f"job {model.job_id} was read without its payload")
+    if model.input.content_type is None:
+        message.payload.CopyFrom(Struct.FromString(model.input.data))
+    else:
+        message.payload_blob.CopyFrom(_blob(model.input))
+    return message
+
+
+def result(outcome: JobOutcome) -> job_service_pb2.GetResultResponse:
+    message = job_service_pb2.GetResultResponse(job_id=outcome.job_id, state=STATES[outcome.state])
+    if outcome.error:
+        message.error.CopyFrom(_error(outcome.error))
+    elif outcome.result and outcome.result.content_type is None:
+        message.result.CopyFrom(Value.FromString(outcome.result.data))
+    elif outcome.result:
+        message.result_blob.CopyFrom(_blob(outcome.result))
+    return message
+
+
+def event(event: JobEvent) -> job_pb2.JobEvent:
+    message = job_pb2.JobEvent(
+        job_id=event.job_id,
+        sequence=event.sequence,
+        type=EVENT_TYPES[event.type],
+        event_time=_timestamp(event.event_time),
+        state=STATES[event.state],
+        attempt=event.attempt,
+        worker_id=event.worker_id,
+        error=_error(event.error) if event.error else None,
+        next_attempt_time=_timestamp(event.next_attempt_time),
+        actor=event.actor,
+    )
+    if event.report:
+        _add_report(message, event.report)
+    return message
+
+
+def _add_report(message: job_pb2.JobEvent, report: Report) -> None:
+    match report:
+        case Progress():
+            message.progress.CopyFrom(_progress(report))
+        case Log(level, text):
+            message.log.CopyFrom(job_pb2.LogLine(level=LOG_LEVELS[level], message=text))
+        case Output(data=bytes(data)):
+            message.output.CopyFrom(job_pb2.OutputChunk(data=data))
+        case Output(text):
+            message.output.CopyFrom(job_pb2.OutputChunk(text=text or ""))
+
+
+def events_page(events: list[JobEvent], size: int) -> job_service_pb2.ListJobEventsResponse:
+    """At most `size` of the events, and no more bytes than a page may have; there are more if
+    some were left out."""
+    page = job_service_pb2.ListJobEventsResponse()
+    page_bytes = 0
+    for each in events[:size]:
+        message = event(each)
+        page_bytes += message.ByteSize()
+        if page_bytes > PAGE_BYTES_MAX and page.events:
+            break
+        page.events.append(message)
+    if len(page.events) < len(events):
+        page.next_after_sequence = page.events[-1].sequence
+    return page
+
+
+def watch_response(item: JobEvent | Heartbeat) -> job_service_pb2.WatchJobResponse:
+    if isinstance(item, JobEvent):
+        return job_service_pb2.WatchJobResponse(event=event(item))
+    return job_service_pb2.WatchJobResponse(heartbeat=_heartbeat(item))
+
+
+def run_response(item: JobEvent | Heartbeat | JobOutcome) -> job_service_pb2.RunJobResponse:
+    match item:
+        case JobEvent():
+            return job_service_pb2.RunJobResponse(event=event(item))
+        case JobOutcome():
+            return job_service_pb2.RunJobResponse(result=result(item))
+        case Heartbeat():
+            return job_service_pb2.RunJobResponse(heartbeat=_heartbeat(item))
+
+
+def _heartbeat(heartbeat: Heartbeat) -> job_pb2.Heartbeat:
+    return job_pb2.Heartbeat(time=_timestamp(heartbeat.time), last_sequence=heartbeat.last_sequence)
+
+
+def _error(error: JobError) -> job_pb2.JobError:
+    return job_pb2.JobError(
+        type=error.type,
+        message=error.message,
+        traceback=error.traceback,
+        retryable=error.retryable,
+    )
+
+
+def _progress(progress: Progress) -> job_pb2.Progress:
+    return job_pb2.Progress(
+        current=progress.current, total=progress.total, message=progress.message
+    )
+
+
+def _blob(value: Input) -> job_pb2.Blob:
+    return job_pb2.Blob(content_type=value.content_type or "", data=value.data)
+
+
+# The two that follow return shared messages, which are copied where they are put.
+
+
+@functools.lru_cache(maxsize=256)
+def _policy_message(policy: RetryPolicy) -> job_pb2.RetryPolicy:
+    return job_pb2.RetryPolicy(
+        initial_backoff=_duration(policy.initial_backoff),
+        backoff_multiplier=policy.backoff_multiplier,
+        max_backoff=_duration(policy.max_backoff),
+        jitter=policy.jitter,
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _duration(seconds: float) -> Duration:
+    whole, nanos = divmod(round(seconds * NANOSECONDS), NANOSECONDS)
+    return Duration(seconds=whole, nanos=nanos)
+
+
+@overload
+def _timestamp(moment: datetime) -> Timestamp: ...
+@overload
+def _timestamp(moment: None) -> None: ...
+def _timestamp(moment: datetime | None) -> Timestamp | None:
+    if moment is None:
+        return None
+    since = moment - EPOCH
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)

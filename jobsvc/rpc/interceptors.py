@@ -1,0 +1,241 @@
+"""What every call of our services goes through: decoding, the error boundary, one log record.
+
+grpc.aio by itself tells a caller the text of an exception, answers bytes that it cannot decode
+with UNKNOWN, and lets a SystemExit in a handler end the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+import re
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+
+from jobsvc.errors import Draining, FeatureUnimplemented, Undecodable, WatcherTooSlow
+from jobsvc.rpc import status
+from jobsvc.telemetry import get_logger
+
+log = get_logger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = grpc.RpcMethodHandler[Any, Any]
+
+OURS = "/jobsvc.v1."
+WRITE_SECONDS_MAX = 20.0
+ABORT_SECONDS_MAX = 1.0
+
+_traceparent = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+).match
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, and under which trace."""
+
+    actor: str
+    trace_id: str
+
+
+def caller(context: Context) -> Caller:
+    return Caller("anonymous", trace_id(context.invocation_metadata() or ()))
+
+
+def trace_id(metadata: Any) -> str:
+    """The one of a W3C `traceparent` among pairs of key and value, else a new one: 32 hexadecimal
+    digits."""
+    for key, value in metadata:
+        if key == "traceparent" and isinstance(value, str):
+            found = _traceparent(value)
+            # Later versions may add fields; version 00 has none.
+            rest = value[found.end() :] if found else ""
+            if found and (not rest or (rest[0] == "-" and not value.startswith("00"))):
+                return found[1]
+    return f"{random.getrandbits(128):032x}"
+
+
+class _ClientGone(Exception):
+    """A write failed: nobody is left to tell."""
+
+
+def _absent(*_: object) -> NoReturn:
+    raise NotImplementedError
+
+
+# What a servicer has in place of a method that this release does not offer. It is no coroutine
+# function, by which the CallBoundary knows it.
+absent: Any = _absent
+
+
+class CallBoundary(grpc.aio.ServerInterceptor):
+    """Nothing leaves a call of ours but an answer, a status of jobsvc.rpc.status, or the end of a
+    call that the client has left.
+
+    A method that is `absent` is FeatureUnimplemented. The methods of others (health, reflection)
+    pass through untouched.
+    """
+
+    def __init__(
+        self,
+        write_seconds_max: float = WRITE_SECONDS_MAX,
+        abort_seconds_max: float = ABORT_SECONDS_MAX,
+    ) -> None:
+        self._write_seconds_max = write_seconds_max
+        self._abort_seconds_max = abort_seconds_max
+        self._handlers: dict[str, Handler] = {}
+        self._draining = False
+        # grpc's own stop() does not wait for a handler that is ending its call with an error.
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def refuse_calls(self) -> None:
+        """From now on each new call is answered with Draining."""
+        self._draining = True
+
+    async def wait_idle(self, seconds_max: float) -> None:
+        """Returns once no call of ours is under way, or the time is over."""
+        try:
+            async with asyncio.timeout(seconds_max):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("calls cut off", calls=self._calls)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        name = handler_call_details.method
+        known = self._handlers.get(name)
+        if known is None:
+            handler = await continuation(handler_call_details)
+            if handler is None or not name.startswith(OURS):
+                return handler
+            known = self._handlers[name] = self._wrap(name.removeprefix(OURS), handler)
+        return known
+
+    def _wrap(self, name: str, handler: Handler) -> Handler:
+        """Bytes in, bytes out: all of the (de)serializing is done inside the boundary."""
+        decode = handler.request_deserializer
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(name, handler.unary_stream, decode)
+            )
+        return grpc.unary_unary_rpc_method_handler(self._unary(name, handler.unary_unary, decode))
+
+    def _unary(self, name: str, method: Any, decode: Any) -> Any:
+        implemented = inspect.iscoroutinefunction(method)
+
+        async def call(data: bytes, context: Context) -> bytes:
+            with self._counted():
+                start = time.monotonic()
+                try:
+                    self._admit(name, implemented)
+                    response: Message = await method(_decoded(decode, data, name), context)
+                    answer = response.SerializeToString()
+                    log.debug("call", method=name, code="OK", ms=_ms_since(start))
+                    return answer
+                except BaseException as error:  # noqa: BLE001 - the boundary is for all of them
+                    await self._end(name, start, error, context)
+
+        return call
+
+    def _stream(self, name: str, method: Any, decode: Any) -> Any:
+        implemented = inspect.isasyncgenfunction(method)
+
+        async def call(data: bytes, context: Context) -> None:
+            with self._counted():
+                start = time.monotonic()
+                try:
+                    self._admit(name, implemented)
+                    request = _decoded(decode, data, name)
+                    messages: AsyncGenerator[Message] = method(request, context)
+                    async with aclosing(messages):
+                        async for message in messages:
+                            await self._write(message.SerializeToString(), context)
+                    log.debug("call", method=name, code="OK", ms=_ms_since(start))
+                except BaseException as error:  # noqa: BLE001 - the boundary is for all of them
+                    await self._end(name, start, error, context)
+
+        return call
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    def _admit(self, name: str, implemented: bool) -> None:
+        if self._draining:
+            raise Draining
+        if not implemented:
+            raise FeatureUnimplemented(name)
+
+    async def _write(self, data: bytes, context: Context) -> None:
+        try:
+            async with asyncio.timeout(self._write_seconds_max):
+                await context.write(data)
+        except TimeoutError:
+            raise WatcherTooSlow from None
+        except grpc.aio.BaseError as error:
+            raise _ClientGone from error
+
+    async def _end(
+        self, name: str, start: float, error: BaseException, context: Context
+    ) -> NoReturn:
+        """Ends the call with the status of `error`. Raises what makes grpc leave the call alone:
+        to return after a cancel would leak memory in it."""
+        if isinstance(error, _ClientGone) or _cancelled(error):
+            log.debug("call left by its client", method=name, ms=_ms_since(start))
+            raise asyncio.CancelledError from None
+        answer = status.answer(error)
+        _log_failure(name, start, error, answer)
+        try:
+            # Blocks while the client does not read. The status stays with grpc, to be read later.
+            async with asyncio.timeout(self._abort_seconds_max):
+                await context.abort(answer.code, answer.message, answer.trailers)
+        except (TimeoutError, grpc.aio.InternalError):
+            raise asyncio.CancelledError from None
+
+
+def _decoded(decode: Callable[[bytes], Any], data: bytes, name: str) -> Any:
+    try:
+        return decode(data)
+    except DecodeError:
+        raise Undecodable(f"{name.rpartition('/')[2]}Request") from None
+
+
+def _cancelled(error: BaseException) -> bool:
+    """Whether the call's own task was cancelled. A CancelledError can also come from a future that
+    somebody else cancelled; grpc would leave the client without any answer then."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    return isinstance(error, GeneratorExit)
+
+
+def _log_failure(name: str, start: float, error: BaseException, answer: status.Answer) -> None:
+    fields = {"method": name, "code": answer.code.name, "ms": _ms_since(start)}
+    if answer.error_id:
+        log.error("call failed", **fields, error_id=answer.error_id, exc_info=error)
+    else:
+        log.info("call refused", **fields, reason=answer.reason, message=answer.message)
+
+
+def _ms_since(start: float) -> float:
+    return round((time.monotonic() - start) * 1_000, 1)

@@ -1,0 +1,146 @@
+"""JobService: validate, convert, call, convert. Errors go up to the CallBoundary."""
+
+# ruff: noqa: N802 - the proto names the methods
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from generated.jobsvc.v1 import job_service_pb2 as pb
+from generated.jobsvc.v1 import job_service_pb2_grpc
+from jobsvc.core.model import NewJob
+from jobsvc.errors import IdempotencyKeyReused
+from jobsvc.rpc import convert, validate
+from jobsvc.rpc.interceptors import Caller, Context, absent, caller
+from jobsvc.services.jobs import Jobs, Registry, Submitted
+from jobsvc.services.watch import WatchHub
+
+
+class JobService(job_service_pb2_grpc.JobServiceServicer):
+    ListJobs = WatchJobs = absent
+    RetryJob = UpdateJob = DeleteJob = absent
+    ExplainJob = ListJobTypes = absent
+
+    def __init__(self, jobs: Jobs, hub: WatchHub) -> None:
+        self._jobs = jobs
+        self._hub = hub
+
+    async def SubmitJob(
+        self, request: pb.SubmitJobRequest, context: Context
+    ) -> pb.SubmitJobResponse:
+        by = caller(context)
+
+        def prepare(registry: Registry) -> NewJob:
+            validate.check(validate.submit_job(request, registry.types, time.time()))
+            return convert.new_job(request, by.actor, by.trace_id)
+
+        submit = self._jobs.preview if request.validate_only else self._jobs.submit
+        return convert.submit_response(await submit(prepare))
+
+    async def SubmitJobs(
+        self, request: pb.SubmitJobsRequest, context: Context
+    ) -> pb.SubmitJobsResponse:
+        batch = _Batch(request, caller(context))
+        # What only validates goes first: once it is refused, nothing may be stored.
+        previews = [
+            await self._preview(batch, index)
+            for index, each in enumerate(request.requests)
+            if each.validate_only
+        ]
+        submitted: list[Submitted] = []
+        if not previews or len(previews) < len(request.requests):
+            submitted = await self._jobs.submit_many(batch.stored)
+        answers = {True: iter(previews), False: iter(submitted)}
+        return pb.SubmitJobsResponse(
+            responses=[
+                convert.submit_response(next(answers[each.validate_only]))
+                for each in request.requests
+            ]
+        )
+
+    async def _preview(self, batch: _Batch, index: int) -> Submitted:
+        try:
+            return await self._jobs.preview(lambda registry: batch.jobs(registry)[index])
+        except IdempotencyKeyReused as error:
+            raise IdempotencyKeyReused(error.job_id, index) from None
+
+    async def RunJob(
+        self, request: pb.RunJobRequest, context: Context
+    ) -> AsyncGenerator[pb.RunJobResponse]:
+        by = caller(context)
+
+        def prepare(registry: Registry) -> NewJob:
+            validate.check(validate.run_job(request, registry.types, time.time()))
+            return convert.new_job(request.request, by.actor, by.trace_id)
+
+        job_id = (await self._jobs.submit(prepare)).job_id
+        watch = self._hub.watch(job_id, 0, convert.heartbeat_seconds(request))
+        async with aclosing(watch):
+            async for item in watch:
+                yield convert.run_response(item)
+        yield convert.run_response(await self._jobs.result(job_id, 0.0))
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
+        validate.check(validate.get_job(request))
+        job = await self._jobs.get(request.job_id)
+        return pb.GetJobResponse(job=convert.job_with_payload(job))
+
+    async def GetResult(
+        self, request: pb.GetResultRequest, context: Context
+    ) -> pb.GetResultResponse:
+        validate.check(validate.get_result(request))
+        outcome = await self._jobs.result(request.job_id, convert.wait_seconds(request))
+        return convert.result(outcome)
+
+    async def WatchJob(
+        self, request: pb.WatchJobRequest, context: Context
+    ) -> AsyncGenerator[pb.WatchJobResponse]:
+        validate.check(validate.watch_job(request))
+        watch = self._hub.watch(
+            request.job_id, request.after_sequence, convert.heartbeat_seconds(request)
+        )
+        async with aclosing(watch):
+            async for item in watch:
+                yield convert.watch_response(item)
+
+    async def ListJobEvents(
+        self, request: pb.ListJobEventsRequest, context: Context
+    ) -> pb.ListJobEventsResponse:
+        validate.check(validate.list_job_events(request))
+        size = convert.page_size(request.page_size)
+        # One more than the page holds tells whether there are more.
+        events = await self._jobs.list_events(request.job_id, request.after_sequence, size + 1)
+        return convert.events_page(events, size)
+
+    async def CancelJob(
+        self, request: pb.CancelJobRequest, context: Context
+    ) -> pb.CancelJobResponse:
+        validate.check(validate.cancel_job(request))
+        job = await self._jobs.cancel(request.job_id, request.reason, caller(context).actor)
+        return pb.CancelJobResponse(job=convert.job(job))
+
+
+class _Batch:
+    """The jobs of one SubmitJobs call, checked once for each registry that they meet."""
+
+    def __init__(self, request: pb.SubmitJobsRequest, by: Caller) -> None:
+        self._request = request
+        self._by = by
+        self._jobs: list[NewJob] = []
+        self._revision: int | None = None
+
+    def jobs(self, registry: Registry) -> list[NewJob]:
+        if registry.revision != self._revision:
+            validate.check(validate.submit_jobs(self._request, registry.types, time.time()))
+            self._jobs = [
+                convert.new_job(each, self._by.actor, self._by.trace_id)
+                for each in self._request.requests
+            ]
+            self._revision = registry.revision
+        return self._jobs
+
+    def stored(self, registry: Registry) -> list[NewJob]:
+        pairs = zip(self.jobs(registry), self._request.requests, strict=True)
+        return [job for job, each in pairs if not each.validate_only]

@@ -1,0 +1,11 @@
+"""ScheduleService: this release knows no schedules."""
+
+from __future__ import annotations
+
+from generated.jobsvc.v1 import schedule_service_pb2_grpc
+from jobsvc.rpc.interceptors import absent
+
+
+class ScheduleService(schedule_service_pb2_grpc.ScheduleServiceServicer):
+    CreateSchedule = GetSchedule = ListSchedules = absent
+    UpdateSchedule = DeleteSchedule = TriggerSchedule = absent

@@ -1,0 +1,122 @@
+"""The gRPC server: what it serves, its limits, its health, and how it stops."""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+from google.protobuf import descriptor_pool, text_format
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection, reflection_pb2  # type: ignore[import-untyped]
+
+from generated.jobsvc.v1 import (
+    admin_service_pb2_grpc,
+    job_service_pb2_grpc,
+    schedule_service_pb2_grpc,
+)
+from jobsvc.rpc.admin_service import AdminService
+from jobsvc.rpc.interceptors import CallBoundary
+from jobsvc.rpc.job_service import JobService
+from jobsvc.rpc.schedule_service import ScheduleService
+from jobsvc.rpc.validate import MESSAGE_BYTES_MAX
+from jobsvc.services.jobs import Jobs
+from jobsvc.services.watch import WatchHub
+from jobsvc.telemetry import get_logger
+
+log = get_logger(__name__)
+
+SERVICES = (
+    "jobsvc.v1.JobService",
+    "jobsvc.v1.ScheduleService",
+    "jobsvc.v1.AdminService",
+)
+REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    # The slack lets a request that is just over the limit get our own answer, which names it.
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX + 64 * 1024),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 16 * 1024),
+    # Far above what watches take on one connection: full, it would hold up unary calls too.
+    ("grpc.max_concurrent_streams", 10_000),
+    # A taken port is an error; the system would share it out between two servers otherwise.
+    ("grpc.so_reuseport", 0),
+    # Finds connections whose other end is gone; their watches would live on for ever.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+)
+
+
+class Server:
+    """To be made, used and stopped in one running event loop."""
+
+    def __init__(self, listen: str, jobs: Jobs, hub: WatchHub, boundary: CallBoundary) -> None:
+        """`listen`: HOST:PORT; port 0 takes a free one. Raises RuntimeError where it cannot be
+        bound."""
+        self._hub = hub
+        self._boundary = boundary
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(interceptors=[boundary], options=OPTIONS)
+        job_service_pb2_grpc.add_JobServiceServicer_to_server(JobService(jobs, hub), self._server)
+        schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server(
+            ScheduleService(), self._server
+        )
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        _add_reflection(self._server)
+        port = self._server.add_insecure_port(listen)
+        self.address = f"{listen.rpartition(':')[0]}:{port}"
+
+    async def start(self) -> None:
+        await self.set_serving(True)
+        await self._server.start()
+
+    async def set_serving(self, serving: bool) -> None:
+        """What health tells of every service; a drain overrules it."""
+        statuses = health_pb2.HealthCheckResponse
+        for name in ("", *SERVICES):
+            await self._health.set(name, statuses.SERVING if serving else statuses.NOT_SERVING)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Drains: health first, so that balancers look elsewhere; new calls and streams are sent
+        away; what has begun is finished, unless it takes longer than the grace."""
+        await self._health.enter_graceful_shutdown()
+        self._boundary.refuse_calls()
+        self._hub.drain()
+        await self._boundary.wait_idle(grace_seconds)
+        await self._server.stop(None)
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    """Under both names: clients ask for v1, or v1alpha, or the one after the other. The messages
+    are the same on the wire."""
+    _describe_reflection_v1()
+    names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1)
+    servicer = reflection.aio.ReflectionServicer(names)
+    method = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    handlers = {"ServerReflectionInfo": method}
+    server.add_generic_rpc_handlers(
+        tuple(
+            grpc.method_handlers_generic_handler(name, handlers)
+            for name in (reflection.SERVICE_NAME, REFLECTION_V1)
+        )
+    )
+
+
+def _describe_reflection_v1() -> None:
+    """Makes v1 itself describable: the library knows v1alpha alone."""
+    alpha = FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(alpha)
+    text = text_format.MessageToString(alpha)
+    text = text.replace("grpc.reflection.v1alpha", "grpc.reflection.v1")
+    text = text.replace("grpc/reflection/v1alpha", "grpc/reflection/v1")
+    descriptor_pool.Default().AddSerializedFile(
+        text_format.Parse(text, FileDescriptorProto()).SerializeToString()
+    )
