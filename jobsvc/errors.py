@@ -3,9 +3,12 @@ class to its gRPC status.
 
     JobsvcError
     ├── InvalidRequest            one or more fields break a rule; lists every one
+    ├── Undecodable               the request's bytes are no message of its type
     ├── JobUnknown
     ├── JobStateForbids           the job's state does not allow what was asked
     ├── IdempotencyKeyReused      same key, another request
+    ├── RegistryChanged           checked against job types that are out of date (never leaves
+    │                             services/: the check is made again)
     ├── SequenceOutOfRange        a resume point beyond the job's history
     ├── WatcherTooSlow
     ├── LimitReached              come back later
@@ -19,9 +22,13 @@ class to its gRPC status.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from jobsvc.core.states import JobState
+
+# The shortest default retention of an ended job.
+PURGED_DAYS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +49,17 @@ class InvalidRequest(JobsvcError):
         self.violations = violations
 
 
+class Undecodable(JobsvcError):
+    def __init__(self, message_type: str) -> None:
+        super().__init__(f"the request is no {message_type}: its bytes cannot be decoded")
+
+
 class JobUnknown(JobsvcError):
-    def __init__(self, job_id: str, hint: str = "") -> None:
-        super().__init__(f"no job {job_id}{hint}")
+    def __init__(self, job_id: str) -> None:
+        # A UUIDv7 begins with the milliseconds since 1970 at which it was made.
+        age_days = (time.time() - int(job_id.replace("-", "")[:12], 16) / 1000) / 86_400
+        purged = "; it is so old that it may have been purged" if age_days > PURGED_DAYS else ""
+        super().__init__(f"no job {job_id}{purged}")
         self.job_id = job_id
 
 
@@ -66,6 +81,10 @@ class IdempotencyKeyReused(JobsvcError):
         )
         self.job_id = job_id
         self.index = index
+
+
+class RegistryChanged(JobsvcError):
+    pass
 
 
 class SequenceOutOfRange(JobsvcError):

@@ -244,7 +244,7 @@ def clock(connection: sa.Connection) -> datetime:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    # WAL: readers do not wait for the writer. FULL: a commit that was answered survives a power cut.
+    # WAL: readers do not wait for the writer. FULL: an answered commit survives a power cut.
     for pragma in ("journal_mode=WAL", "synchronous=FULL"):
         connection.execute(f"PRAGMA {pragma}")
     connection.create_function("jobsvc_now", 0, lambda: time.time_ns() // 1000)

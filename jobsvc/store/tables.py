@@ -39,13 +39,14 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
             return None
         if dialect.name == "sqlite":
             return EPOCH + value * MICROSECOND
-        return value if value.tzinfo is UTC else value.astimezone(UTC)  # type: ignore[no-any-return]
+        moment: datetime = value if value.tzinfo is UTC else value.astimezone(UTC)
+        return moment
 
 
 JobId = sa.Uuid(as_uuid=False)
 Json = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-Seconds = sa.Double()
+Seconds: sa.Double[float] = sa.Double()
 
 metadata = sa.MetaData(
     naming_convention={

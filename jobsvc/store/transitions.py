@@ -44,14 +44,12 @@ from jobsvc.store import registry
 from jobsvc.store.batch import Batch, LockedJob, lock, lock_next
 from jobsvc.store.database import Transaction
 from jobsvc.store.rows import job_from_row, policy_from_row, progress_to_json
-from jobsvc.store.tables import idempotency_keys, job_events, jobs, outbox
+from jobsvc.store.tables import idempotency_keys, job_events, jobs
 
 LOG_BYTES_MAX = 8 * 1024 * 1024
 OUTPUT_BYTES_MAX = 8 * 1024 * 1024
 # A message of a type that its receiver cannot run goes round again after this long.
 OTHER_TYPE_DELAY = timedelta(seconds=1)
-REDISPATCH_AGE_SECONDS = 60.0
-REDISPATCH_AGE_SECONDS_MAX = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,61 +383,6 @@ def _lose(tx: Transaction, lost: list[LockedJob]) -> Effects:
         )
         _fail(batch, job, error, crashed=True)
     return batch.write()
-
-
-def republish(tx: Transaction, job_ids: Iterable[str]) -> Effects:
-    """New messages for those of `job_ids` that are QUEUED: theirs went to a worker that cannot
-    start them soon."""
-    batch = Batch(tx)
-    for job in lock(tx, job_ids).values():
-        if job.state == JobState.QUEUED and not job.held:
-            batch.dispatch(job)
-    return batch.write()
-
-
-def redispatch(tx: Transaction, queue: str | None, limit: int) -> tuple[int, Effects]:
-    """New messages for QUEUED jobs of `queue` whose own must have been lost.
-
-    With None: of all queues, whatever their age (the broker lost everything). Else those that were
-    dispatched 60 s * 2^n ago, n their re-dispatches so far, at most 30 min. The caller has found
-    that messages are missing.
-    """
-    age = sa.func.least if not _is_sqlite(tx) else sa.func.min
-    conditions = [
-        jobs.c.state == JobState.QUEUED,
-        sa.not_(jobs.c.held),
-        ~sa.exists().where(outbox.c.job_id == jobs.c.id, outbox.c.kind == "job"),
-    ]
-    if queue is not None:
-        conditions.append(jobs.c.queue == queue)
-        conditions.append(
-            sa.or_(
-                *(
-                    sa.and_(
-                        age(jobs.c.dispatch_count, _REDISPATCHES_COUNTED) == n,
-                        jobs.c.dispatch_time
-                        <= tx.now
-                        - timedelta(
-                            seconds=min(REDISPATCH_AGE_SECONDS * 2**n, REDISPATCH_AGE_SECONDS_MAX)
-                        ),
-                    )
-                    for n in range(_REDISPATCHES_COUNTED + 1)
-                )
-            )
-        )
-    lost = lock_next(tx, limit, jobs.c.dispatch_time, *conditions)
-    batch = Batch(tx)
-    for job in lost:
-        batch.set(job, dispatch_count=job.dispatch_count + 1)
-        batch.dispatch(job)
-    return len(lost), batch.write()
-
-
-_REDISPATCHES_COUNTED = 5  # 60 s * 2^5 is past the cap
-
-
-def _is_sqlite(tx: Transaction) -> bool:
-    return tx.connection.dialect.name == "sqlite"
 
 
 def release_held(tx: Transaction, limit: int) -> tuple[int, Effects]:

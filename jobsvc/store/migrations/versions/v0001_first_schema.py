@@ -44,7 +44,8 @@ def upgrade() -> None:
         sa.Column("worker_id", sa.Text(), nullable=True),
         sa.Column("detail", sa.JSON(), nullable=True),
         sa.CheckConstraint(
-            "state IN ('SCHEDULED', 'QUEUED', 'RUNNING', 'RETRYING', 'SUCCEEDED', 'FAILED', 'CANCELLED')",
+            "state IN ('SCHEDULED', 'QUEUED', 'RUNNING', 'RETRYING', "
+            "'SUCCEEDED', 'FAILED', 'CANCELLED')",
             name=op.f("ck_job_events_state"),
         ),
         sa.PrimaryKeyConstraint("job_id", "sequence", name=op.f("pk_job_events")),
@@ -113,7 +114,8 @@ def upgrade() -> None:
             "(next_attempt_time IS NOT NULL) = (state = 'RETRYING')", name=op.f("ck_jobs_retry")
         ),
         sa.CheckConstraint(
-            "state IN ('SCHEDULED', 'QUEUED', 'RUNNING', 'RETRYING', 'SUCCEEDED', 'FAILED', 'CANCELLED')",
+            "state IN ('SCHEDULED', 'QUEUED', 'RUNNING', 'RETRYING', "
+            "'SUCCEEDED', 'FAILED', 'CANCELLED')",
             name=op.f("ck_jobs_state"),
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),

@@ -1,0 +1,76 @@
+"""Receiving what is fanned out: a thread that reads one exchange and starts over when it breaks.
+
+What comes this way is transient and may be lost; whoever listens has another way to learn of it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+import kombu
+
+from jobsvc import telemetry
+from jobsvc.broker.topology import HEARTBEAT_SECONDS, HINT, Broker, abandon, broker_errors
+from jobsvc.core.model import Change
+
+RECONNECT_SECONDS = 0.2, 5.0
+
+
+class HintListener:
+    """Owns a thread and a connection; `on_changes` is called on that thread."""
+
+    def __init__(self, broker: Broker, on_changes: Callable[[Iterable[Change]], None]) -> None:
+        self._broker = broker
+        self._on_changes = on_changes
+        self._stopping = threading.Event()
+        self._log = telemetry.get_logger("hints")
+        self._thread = threading.Thread(target=self._run, name="hints", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            connection = self._broker.connection()
+            try:
+                connection.connect()
+                HINT(connection.default_channel).declare()
+                queue = kombu.Queue("", HINT, exclusive=True, auto_delete=True, durable=False)
+                consumer = kombu.Consumer(
+                    connection.default_channel, [queue], on_message=self._receive, no_ack=True
+                )
+                consumer.consume()
+                failures = 0
+                self._listen(connection)
+            except broker_errors(connection) as error:
+                failures += 1
+                self._log.warning("hints interrupted", reason=str(error))
+            finally:
+                abandon(connection)
+            low, high = RECONNECT_SECONDS
+            self._stopping.wait(random.uniform(low, min(high, low * 2**failures)))
+
+    def _listen(self, connection: kombu.Connection) -> None:
+        while not self._stopping.is_set():
+            with suppress(TimeoutError):  # nobody had anything to tell
+                connection.drain_events(timeout=1.0)
+            connection.heartbeat_check(rate=HEARTBEAT_SECONDS // 2)
+
+    def _receive(self, message: Any) -> None:
+        try:
+            told = json.loads(message.body)
+            changes = [Change(job_id, sequence) for job_id, sequence in told["changes"]]
+        except (ValueError, KeyError, TypeError) as error:
+            self._log.warning("unreadable hint", reason=str(error))
+            return
+        self._on_changes(changes)

@@ -1,0 +1,159 @@
+"""The use cases of JobService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from jobsvc import telemetry
+from jobsvc.core.model import Job, JobEvent, JobOutcome, NewJob
+from jobsvc.core.states import JobState
+from jobsvc.errors import IdempotencyKeyReused, JobUnknown, RegistryChanged, SequenceOutOfRange
+from jobsvc.services.outbox import Outbox
+from jobsvc.services.submitting import GroupCommit, Registry
+from jobsvc.services.threads import AsyncDatabase
+from jobsvc.services.watch import WatchHub
+from jobsvc.store import queries, registry, submission, transitions
+from jobsvc.store.database import Database, clock
+from jobsvc.store.submission import Submitted
+
+__all__ = ["Jobs", "Registry", "Submitted"]
+
+
+class Jobs:
+    """Belongs to one event loop. Raises the errors of jobsvc.errors."""
+
+    def __init__(
+        self, database: Database, threads: AsyncDatabase, outbox: Outbox, hub: WatchHub
+    ) -> None:
+        self._threads = threads
+        self._outbox = outbox
+        self._hub = hub
+        self._group_commit = GroupCommit(database, threads, outbox)
+        self._registry = Registry(-1, {})
+        self._log = telemetry.get_logger("jobs")
+
+    async def submit(self, prepare: Callable[[Registry], NewJob]) -> Submitted:
+        """Answers when the job is durable. `prepare` checks the request against the job types; it
+        is called again when they turn out to have changed."""
+        while True:
+            known = await self._known_types()
+            job = prepare(known)
+            try:
+                submitted = await self._group_commit.submit(job, known)
+            except RegistryChanged:
+                await self._load_types()
+                continue
+            self._log_submitted(submitted)
+            return submitted
+
+    async def submit_many(self, prepare: Callable[[Registry], list[NewJob]]) -> list[Submitted]:
+        """All or none."""
+        while True:
+            known = await self._known_types()
+            jobs = prepare(known)
+            try:
+                submitted = await self._group_commit.submit_all(jobs, known)
+            except RegistryChanged:
+                await self._load_types()
+                continue
+            for one in submitted:
+                self._log_submitted(one)
+            return submitted
+
+    async def preview(self, prepare: Callable[[Registry], NewJob]) -> Submitted:
+        """What `submit` would answer, with nothing stored: the job that its key already has, or a
+        job under no id."""
+        known = await self._load_types()
+        job = prepare(known)
+
+        def look(connection: sa.Connection) -> Submitted:
+            if job.idempotency_key is not None:
+                keys = submission.find_keys(connection, [job.idempotency_key])
+                if job.idempotency_key in keys:
+                    request_hash, job_id = keys[job.idempotency_key]
+                    if request_hash != job.request_hash:
+                        raise IdempotencyKeyReused(job_id)
+                    stored = queries.get_jobs(connection, [job_id]).get(job_id)
+                    return Submitted(job_id, stored, already_existed=True)
+            job_type = known.types.get(job.job_type)
+            return Submitted("", submission.preview(clock(connection), job, job_type))
+
+        return await self._threads.read(look)
+
+    async def get(self, job_id: str) -> Job:
+        """With its payload."""
+        return await self._threads.read(lambda connection: queries.get_job(connection, job_id))
+
+    async def result(self, job_id: str, wait_seconds: float) -> JobOutcome:
+        """Waits for the job's end if it has not ended yet, at most so long."""
+        if wait_seconds > 0:
+            last, state = await self._head(job_id)
+            if not state.terminal:
+                await self._await_end(job_id, last, wait_seconds)
+        return await self._threads.read(lambda c: queries.get_outcome(c, job_id))
+
+    async def list_events(self, job_id: str, after_sequence: int, limit: int) -> list[JobEvent]:
+        """The up to `limit` events that follow `after_sequence`, in order."""
+
+        def read(connection: sa.Connection) -> list[JobEvent]:
+            events = queries.list_events(connection, job_id, after_sequence, limit)
+            if not events:
+                head = queries.heads(connection, [job_id]).get(job_id)
+                if head is None:
+                    raise JobUnknown(job_id)
+                if after_sequence > head[0]:
+                    raise SequenceOutOfRange(after_sequence, 1, head[0])
+            return events
+
+        return await self._threads.read(read)
+
+    async def cancel(self, job_id: str, reason: str, actor: str) -> Job:
+        job, effects = await self._threads.write(
+            lambda tx: transitions.cancel(tx, job_id, reason, actor)
+        )
+        self._outbox.tell(effects)
+        if job.state is JobState.RUNNING:
+            self._outbox.control({"cancel": job_id})
+        self._log.info("cancel requested", job_id=job_id, state=job.state, actor=actor)
+        return job
+
+    async def _head(self, job_id: str) -> tuple[int, JobState]:
+        heads = await self._threads.read(lambda c: queries.heads(c, [job_id]))
+        if job_id not in heads:
+            raise JobUnknown(job_id)
+        return heads[job_id]
+
+    async def _await_end(self, job_id: str, after_sequence: int, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                async for _ in self._hub.watch(job_id, after_sequence, heartbeat_seconds=60):
+                    pass
+        except TimeoutError:
+            return  # not ended in time, which is an answer too
+
+    async def _known_types(self) -> Registry:
+        return self._registry if self._registry.revision >= 0 else await self._load_types()
+
+    async def _load_types(self) -> Registry:
+        # The revision first: types that change in between are then found to be newer.
+        self._registry = await self._threads.read(
+            lambda c: Registry(registry.registry_revision(c), registry.load_types(c))
+        )
+        return self._registry
+
+    def _log_submitted(self, submitted: Submitted) -> None:
+        job = submitted.job
+        if submitted.already_existed or job is None:
+            self._log.info("submit repeated", job_id=submitted.job_id)
+            return
+        self._log.info(
+            "job submitted",
+            job_id=job.job_id,
+            job_type=job.job_type,
+            queue=job.queue,
+            state=job.state,
+            trace_id=job.trace_id,
+        )

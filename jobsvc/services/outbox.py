@@ -1,0 +1,228 @@
+"""The way from a committed change to the broker and to the watchers.
+
+Whoever commits a change hands its `Effects` to `Outbox.tell` and goes on. One thread publishes what
+has gathered, waits for the broker's confirmation and deletes the outbox rows. Nothing depends on
+it: a row that was not published is found by the relay, a hint that was not sent by the sweep.
+
+In a server the same thread is also the relay (rows that nobody published) and the redispatch
+(messages that a broker must have lost), because both publish and so need the one connection.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+from jobsvc import telemetry
+from jobsvc.broker.publisher import Publisher
+from jobsvc.broker.topology import Broker, BrokerUnavailable
+from jobsvc.core.model import Change, Dispatch, Effects
+from jobsvc.errors import DatabaseUnavailable
+from jobsvc.store import dispatching, registry
+from jobsvc.store.database import Database, Transaction
+
+BATCH = 200
+REDISPATCH_BATCH = 1000
+# What is handed over beyond this is left to the relay, so that a broker that is away costs no
+# memory.
+BACKLOG_MAX = 10_000
+KEEP_ALIVE_SECONDS = 1.0
+BACKOFF_SECONDS = 0.2, 5.0
+
+OnChanges = Callable[[Iterable[Change]], None]
+
+
+class Outbox:
+    """Owns its thread. `on_changes` is called on whichever thread calls `tell`."""
+
+    def __init__(
+        self,
+        database: Database,
+        broker: Broker,
+        *,
+        on_changes: OnChanges | None = None,
+        hints: bool = True,
+        relay_interval: float | None = None,
+        redispatch_interval: float = 15.0,
+    ) -> None:
+        """`relay_interval` in seconds makes it relay and redispatch too (a server's outbox).
+        `hints`: tell other processes of changes."""
+        self._database = database
+        self._on_changes = on_changes
+        self._hints = hints and not broker.memory
+        self._relay_interval = relay_interval
+        self._redispatch_interval = redispatch_interval
+        self._publisher = Publisher(
+            broker, self._generations, self._recreate if relay_interval is not None else None
+        )
+        self._dispatches: deque[Dispatch] = deque()
+        self._changes: dict[str, int] = {}
+        self._controls: deque[Mapping[str, object]] = deque()
+        self._work = threading.Condition()
+        self._stopping = False
+        self._relay_due = self._redispatch_due = 0.0
+        self._short_of: dict[str, int] = {}
+        self._log = telemetry.get_logger("outbox")
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Publishes what is waiting, if the broker answers, and ends the thread."""
+        with self._work:
+            self._stopping = True
+            self._work.notify()
+        self._thread.join()
+
+    @property
+    def broker_reachable(self) -> bool:
+        return self._publisher.connected
+
+    def tell(self, effects: Effects, *, watched: bool = True) -> None:
+        """Takes over what a committed transaction left to be told. Never blocks, never raises.
+
+        `watched` False: nobody can be watching these jobs yet (they are new).
+        """
+        if watched and self._on_changes is not None and effects.changes:
+            self._on_changes(effects.changes)
+        hints = self._hints and watched and effects.changes
+        if not hints and not effects.dispatches:
+            return
+        with self._work:
+            room = BACKLOG_MAX - len(self._dispatches)
+            self._dispatches.extend(effects.dispatches[:room])
+            if hints and len(self._changes) < BACKLOG_MAX:
+                self._changes.update((c.job_id, c.last_sequence) for c in effects.changes)
+            self._work.notify()
+
+    def control(self, body: Mapping[str, object]) -> None:
+        """Tells all workers something that they would find out later anyway."""
+        with self._work:
+            if len(self._controls) < BACKLOG_MAX:
+                self._controls.append(body)
+            self._work.notify()
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping:
+            try:
+                self._wait()
+                self._step()
+                if failures and self._publisher.connected:
+                    self._log.info("broker reached")
+                    failures = 0
+            except (BrokerUnavailable, DatabaseUnavailable) as error:
+                self._pause(failures, error)
+                failures += 1
+            except Exception:  # noqa: BLE001 - logged; the loop must go on
+                self._log.exception("outbox step failed")
+                self._publisher.close()
+                self._pause(failures, None)
+                failures += 1
+        self._publisher.close()
+
+    def _pause(self, failures: int, error: Exception | None) -> None:
+        if error is not None and not failures:
+            self._log.warning("broker or database out of reach", reason=str(error))
+        low, high = BACKOFF_SECONDS
+        deadline = time.monotonic() + random.uniform(low, min(high, low * 2 ** min(failures, 8)))
+        with self._work:
+            while not self._stopping and (left := deadline - time.monotonic()) > 0:
+                self._work.wait(left)
+
+    def _wait(self) -> None:
+        """Until there is something to publish, or the next tick."""
+        ticks = [time.monotonic() + KEEP_ALIVE_SECONDS]
+        if self._relay_interval is not None:
+            ticks += [self._relay_due, self._redispatch_due]
+        with self._work:
+            while not (self._dispatches or self._changes or self._controls or self._stopping):
+                left = min(ticks) - time.monotonic()
+                if left <= 0 or not self._work.wait(left):
+                    break
+
+    def _step(self) -> None:
+        dispatches, changes, controls = self._take()
+        if dispatches:
+            self._publish(dispatches)
+        if changes:
+            self._publisher.hint(changes)
+        for body in controls:
+            self._publisher.control(body)
+        self._publisher.keep_alive()
+        if self._relay_interval is not None:
+            self._publisher.connect()
+            self._tick(self._relay_interval)
+
+    def _take(self) -> tuple[list[Dispatch], list[Change], list[Mapping[str, object]]]:
+        with self._work:
+            count = min(len(self._dispatches), BATCH)
+            dispatches = [self._dispatches.popleft() for _ in range(count)]
+            changes = [Change(job_id, last) for job_id, last in self._changes.items()]
+            controls = list(self._controls)
+            self._changes.clear()
+            self._controls.clear()
+        return dispatches, changes, controls
+
+    def _publish(self, dispatches: Sequence[Dispatch]) -> None:
+        self._publisher.publish(dispatches)
+        ids = [dispatch.outbox_id for dispatch in dispatches]
+        self._database.write(lambda tx: dispatching.published(tx, ids))
+
+    def _tick(self, relay_interval: float) -> None:
+        now = time.monotonic()
+        if now >= self._relay_due:
+            more = relay_once(self._database, self._publisher, BATCH) == BATCH
+            self._relay_due = now if more else now + relay_interval
+        if now >= self._redispatch_due:
+            self._redispatch()
+            self._redispatch_due = now + self._redispatch_interval
+
+    def _redispatch(self) -> None:
+        """A queue is short of messages when fewer are ready or with workers than jobs wait to be
+        claimed. Seen twice in a row, its long-waiting jobs get new ones; once could be chance: a
+        message is on its way between the two counts."""
+        for queue in self._database.read(dispatching.overdue_queues):
+            ready = self._publisher.depth(queue) or 0
+            short = self._database.write(partial(dispatching.short, queue=queue, ready=ready))
+            self._short_of[queue] = self._short_of.get(queue, 0) + 1 if short else 0
+            if self._short_of[queue] >= 2:
+                count = self._redispatch_all(
+                    partial(dispatching.redispatch, queue=queue, limit=REDISPATCH_BATCH)
+                )
+                self._log.warning("messages were missing", queue=queue, jobs=count)
+
+    def _recreate(self) -> None:
+        """The broker is new or has lost everything: a new message for each job that waits."""
+        before = self._database.write(lambda tx: tx.now)
+        count = self._redispatch_all(
+            partial(dispatching.redispatch_all, before=before, limit=REDISPATCH_BATCH)
+        )
+        self._log.warning("the broker holds nothing of ours; jobs are dispatched anew", jobs=count)
+
+    def _redispatch_all(self, once: Callable[[Transaction], int]) -> int:
+        total = 0
+        while count := self._database.write(once):
+            total += count
+        self._relay_due = 0.0
+        return total
+
+    def _generations(self, names: Iterable[str]) -> Mapping[str, int]:
+        wanted = list(names)
+        if wanted:
+            self._database.write(lambda tx: registry.add_queues(tx, wanted))
+        return self._database.read(registry.generations)
+
+
+def relay_once(database: Database, publisher: Publisher, limit: int) -> int:
+    """Publishes up to `limit` outbox rows that their writer did not. Answers how many."""
+    owed = database.write(lambda tx: dispatching.take_owed(tx, limit))
+    if owed:
+        publisher.publish(owed)
+        database.write(lambda tx: dispatching.published(tx, [d.outbox_id for d in owed]))
+    return len(owed)

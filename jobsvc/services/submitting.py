@@ -1,0 +1,165 @@
+"""Group commit: many callers' jobs in one transaction.
+
+A writer takes what has gathered, stores it in one transaction and answers everyone. While it is at
+that the next ones gather; when nothing is under way, a request waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jobsvc.core.model import Effects, JobTypeInfo, NewJob
+from jobsvc.errors import (
+    DatabaseUnavailable,
+    IdempotencyKeyReused,
+    JobsvcError,
+    LimitReached,
+    RegistryChanged,
+)
+from jobsvc.services.outbox import Outbox
+from jobsvc.services.threads import AsyncDatabase
+from jobsvc.store import queries, submission
+from jobsvc.store.database import CommitUnknown, Database, Transaction
+from jobsvc.store.submission import Submitted
+
+GROUP_MAX = 256
+GROUP_BYTES_MAX = 8 * 1024 * 1024
+# Beyond this many waiting requests the database is not keeping up, and waiting longer helps nobody.
+WAITING_MAX = 10_000
+
+Result = Submitted | BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The job types as of a revision."""
+
+    revision: int
+    types: Mapping[str, JobTypeInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    job: NewJob
+    registry: Registry
+    answer: asyncio.Future[Submitted]
+
+
+class GroupCommit:
+    """Belongs to one event loop."""
+
+    def __init__(self, database: Database, threads: AsyncDatabase, outbox: Outbox) -> None:
+        self._database = database
+        self._threads = threads
+        self._outbox = outbox
+        self._waiting: deque[_Waiting] = deque()
+        self._writer: asyncio.Task[None] | None = None
+
+    async def submit(self, job: NewJob, registry: Registry) -> Submitted:
+        """Answers when the job is durable. Raises RegistryChanged when the job was checked against
+        an older registry than the database has: nothing was stored."""
+        if len(self._waiting) >= WAITING_MAX:
+            raise LimitReached("too many submits are waiting for the database; try again")
+        answer: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(job, registry, answer))
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
+        return await answer
+
+    async def submit_all(self, jobs: Sequence[NewJob], registry: Registry) -> list[Submitted]:
+        """All or none, in one transaction of their own."""
+
+        def store(tx: Transaction) -> tuple[list[Submitted], Effects]:
+            _require(registry, tx)
+            answers, effects = submission.submit(tx, jobs, registry.types)
+            for index, answer in enumerate(answers):
+                if isinstance(answer, IdempotencyKeyReused):
+                    raise IdempotencyKeyReused(answer.job_id, index)
+            return [a for a in answers if isinstance(a, Submitted)], effects
+
+        try:
+            submitted, effects = await self._threads.write(store)
+        except CommitUnknown:
+            stored = await self._threads.run(_stored, self._database, jobs)
+            if len(stored) < len(jobs):
+                raise
+            return [stored[job.job_id] for job in jobs]
+        self._outbox.tell(effects, watched=False)
+        return submitted
+
+    async def _write(self) -> None:
+        try:
+            while group := self._next_group():
+                jobs = [w.job for w in group]
+                registry = max((w.registry for w in group), key=lambda r: r.revision)
+                try:
+                    results = await self._threads.run(self._store, jobs, registry)
+                except BaseException as error:
+                    results = [error] * len(group)
+                    if not isinstance(error, Exception):
+                        raise
+                finally:
+                    _answer(group, results)
+        finally:
+            self._writer = None
+
+    def _next_group(self) -> list[_Waiting]:
+        group: list[_Waiting] = []
+        size = 0
+        while self._waiting and len(group) < GROUP_MAX and size < GROUP_BYTES_MAX:
+            waiting = self._waiting.popleft()
+            if not waiting.answer.done():  # else its caller hung up before it was stored
+                group.append(waiting)
+                size += len(waiting.job.input.data)
+        return group
+
+    def _store(self, jobs: Sequence[NewJob], registry: Registry) -> list[Result]:
+        """In a thread of the pool. One bad job fails alone: when the database refuses the group
+        for what is in it, each goes by itself."""
+
+        def store(tx: Transaction) -> tuple[list[submission.Answer], Effects]:
+            _require(registry, tx)
+            return submission.submit(tx, jobs, registry.types)
+
+        try:
+            answers, effects = self._database.write(store)
+        except CommitUnknown as error:
+            stored = _stored(self._database, jobs)
+            return [stored.get(job.job_id, error) for job in jobs]
+        except JobsvcError as error:
+            return [error] * len(jobs)
+        except Exception as error:  # noqa: BLE001 - handed to whoever asked
+            if len(jobs) == 1:
+                return [error]
+            return [self._store([job], registry)[0] for job in jobs]
+        self._outbox.tell(effects, watched=False)
+        return list(answers)
+
+
+def _require(registry: Registry, tx: Transaction) -> None:
+    if registry.revision != tx.registry_revision:
+        raise RegistryChanged
+
+
+def _answer(group: Sequence[_Waiting], results: Sequence[Result]) -> None:
+    for waiting, result in zip(group, results, strict=True):
+        if waiting.answer.done():
+            continue
+        if isinstance(result, BaseException):
+            waiting.answer.set_exception(result)
+        else:
+            waiting.answer.set_result(result)
+
+
+def _stored(database: Database, jobs: Sequence[NewJob]) -> dict[str, Submitted]:
+    """After a COMMIT of unknown outcome: which of the jobs are there. Their ids are random, so
+    what is there is ours."""
+    ids = [job.job_id for job in jobs]
+    try:
+        found = database.read(lambda connection: queries.get_jobs(connection, ids))
+    except DatabaseUnavailable:
+        return {}
+    return {job_id: Submitted(job_id, job) for job_id, job in found.items()}

@@ -1,0 +1,35 @@
+"""The bounded pool of threads in which the event loop's database work runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from jobsvc.store.database import Database, Transaction
+
+T = TypeVar("T")
+
+
+class AsyncDatabase:
+    """A `Database` for coroutines. As many threads as connections, so that none waits for one."""
+
+    def __init__(self, database: Database, threads: int) -> None:
+        self._database = database
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="db")
+
+    async def write(self, body: Callable[[Transaction], T]) -> T:
+        return await self.run(self._database.write, body)
+
+    async def read(self, body: Callable[[sa.Connection], T]) -> T:
+        return await self.run(self._database.read, body)
+
+    async def run(self, function: Callable[..., T], *arguments: object) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, function, *arguments)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,101 @@
+"""What keeps jobs moving when nobody calls: promote, expire, reap, release, purge.
+
+Each is `x_once(database, limit) -> (count, effects)`, safe to run in every server side by side;
+`Loop` is the one timer for all of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jobsvc import telemetry
+from jobsvc.core.model import Effects
+from jobsvc.errors import DatabaseUnavailable
+from jobsvc.services.outbox import Outbox
+from jobsvc.store import registry, transitions
+from jobsvc.store.database import Database, Transaction
+
+Once = Callable[[Database, int], tuple[int, Effects]]
+
+LIMIT = 500
+PURGE_INTERVAL_SECONDS = 60.0
+
+
+def promote_once(database: Database, limit: int) -> tuple[int, Effects]:
+    return database.write(lambda tx: transitions.promote(tx, limit))
+
+
+def expire_once(database: Database, limit: int) -> tuple[int, Effects]:
+    return database.write(lambda tx: transitions.expire(tx, limit))
+
+
+def reap_once(database: Database, limit: int) -> tuple[int, Effects]:
+    return database.write(lambda tx: transitions.reap(tx, limit))
+
+
+def release_once(database: Database, limit: int) -> tuple[int, Effects]:
+    return database.write(lambda tx: transitions.release_held(tx, limit))
+
+
+def purge_once(database: Database, limit: int) -> tuple[int, Effects]:
+    def purge(tx: Transaction) -> int:
+        registry.forget_dead(tx)
+        return transitions.purge(tx, limit)
+
+    return database.write(purge), Effects()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    name: str
+    interval: float
+    once: Once
+
+
+def tasks(promote_interval: float, reap_interval: float) -> list[Task]:
+    return [
+        Task("promote", promote_interval, promote_once),
+        Task("expire", promote_interval, expire_once),
+        Task("release", promote_interval, release_once),
+        Task("reap", reap_interval, reap_once),
+        Task("purge", PURGE_INTERVAL_SECONDS, purge_once),
+    ]
+
+
+class Loop:
+    """Runs a task every interval in a thread of its own, and again at once while batches come
+    full. The database being away is waited out."""
+
+    def __init__(self, task: Task, database: Database, outbox: Outbox) -> None:
+        self._task = task
+        self._database = database
+        self._outbox = outbox
+        self._stopping = threading.Event()
+        self._log = telemetry.get_logger("upkeep")
+        self._thread = threading.Thread(target=self._run, name=task.name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._task.interval):
+            try:
+                while self._once() >= LIMIT and not self._stopping.is_set():
+                    pass
+            except DatabaseUnavailable as error:
+                self._log.warning("database out of reach", task=self._task.name, reason=str(error))
+            except Exception:  # noqa: BLE001 - logged; the loop must go on
+                self._log.exception("upkeep failed", task=self._task.name)
+
+    def _once(self) -> int:
+        count, effects = self._task.once(self._database, LIMIT)
+        self._outbox.tell(effects)
+        if count:
+            self._log.info("jobs moved", task=self._task.name, count=count)
+        return count

@@ -1,0 +1,330 @@
+"""Watching jobs: one hub a server for all of its watchers.
+
+A watcher is a cursor and a dirty mark. What marks it dirty is a hint (the speed) or the sweep over
+all watched jobs (the guarantee); neither carries events. A dirty watcher whose mailbox is empty is
+read for, many in one query, so that a slow one costs one page of events and no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from jobsvc import telemetry
+from jobsvc.core.model import Change, JobEvent
+from jobsvc.errors import (
+    DatabaseUnavailable,
+    Draining,
+    JobsvcError,
+    JobUnknown,
+    LimitReached,
+    SequenceOutOfRange,
+    StreamExpired,
+)
+from jobsvc.services.threads import AsyncDatabase
+from jobsvc.store import queries
+
+WATCHERS_MAX = 20_000
+PAGE_EVENTS = 64  # of one watcher in one read
+READ_CURSORS = 25  # in one query
+HEADS_MAX = 1000  # in one query
+# Reads are at least so far apart, so that hints of a busy moment gather.
+GATHER_SECONDS = 0.01
+RETRY_SECONDS = 0.5
+STREAM_AGE_SECONDS = 30 * 60.0
+STREAM_AGE_JITTER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    time: datetime
+    last_sequence: int
+
+
+class _Watcher:
+    __slots__ = (
+        "beat_at",
+        "cursor",
+        "delivered",
+        "dirty",
+        "ended",
+        "error",
+        "events",
+        "expires_at",
+        "heartbeat_seconds",
+        "job_id",
+        "new",
+        "started",
+        "up_to_date",
+        "waiting",
+    )
+
+    def __init__(self, job_id: str, after_sequence: int, heartbeat_seconds: float) -> None:
+        now = time.monotonic()
+        age = STREAM_AGE_SECONDS * random.uniform(1 - STREAM_AGE_JITTER, 1 + STREAM_AGE_JITTER)
+        self.job_id = job_id
+        self.heartbeat_seconds = heartbeat_seconds
+        self.beat_at = now + heartbeat_seconds
+        self.expires_at = now + age
+        self.events: list[JobEvent] = []  # the mailbox
+        self.cursor = after_sequence  # the last sequence that was put into the mailbox
+        self.delivered = after_sequence
+        self.new = True  # not looked up yet
+        self.dirty = False  # there may be more than the mailbox holds
+        self.up_to_date = False  # the last read found all there was
+        self.started = False  # something was delivered
+        self.ended = False  # what was delivered last is terminal
+        self.error: JobsvcError | None = None
+        self.waiting: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        if self.waiting is not None and not self.waiting.done():
+            self.waiting.set_result(None)
+
+
+class WatchHub:
+    """Belongs to one event loop; only `notify` may be called from other threads."""
+
+    def __init__(self, threads: AsyncDatabase, sweep_interval: float) -> None:
+        self._threads = threads
+        self._sweep_interval = sweep_interval
+        self._watchers: defaultdict[str, set[_Watcher]] = defaultdict(set)
+        self._count = 0
+        self._unread: set[_Watcher] = set()
+        self._work = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._draining = False
+        self._log = telemetry.get_logger("watch")
+
+    @property
+    def watcher_count(self) -> int:
+        return self._count
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._tasks = [
+            asyncio.create_task(self._read_forever(), name="watch-reader"),
+            asyncio.create_task(self._sweep_forever(), name="watch-sweep"),
+        ]
+
+    def drain(self) -> None:
+        """Ends every watch with Draining, and any that is begun later."""
+        self._draining = True
+        for watchers in self._watchers.values():
+            for watcher in watchers:
+                watcher.wake()
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def notify(self, changes: Iterable[Change]) -> None:
+        """A hint that these jobs have events up to these sequences. From any thread."""
+        watched = [c for c in changes if c.job_id in self._watchers]
+        if watched and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._mark, watched)
+
+    async def watch(
+        self, job_id: str, after_sequence: int, heartbeat_seconds: float
+    ) -> AsyncIterator[JobEvent | Heartbeat]:
+        """Every event after `after_sequence`, once and in order, then each new one; ends after a
+        terminal event that is the job's last so far.
+
+        Raises JobUnknown, SequenceOutOfRange, DatabaseUnavailable, LimitReached, Draining, and
+        StreamExpired after about half an hour.
+        """
+        watcher = self._enter(job_id, after_sequence, heartbeat_seconds)
+        try:
+            while (messages := await self._next(watcher)) is not None:
+                for message in messages:
+                    yield message
+        finally:
+            self._leave(watcher)
+
+    def _enter(self, job_id: str, after_sequence: int, heartbeat_seconds: float) -> _Watcher:
+        if self._draining:
+            raise Draining
+        if self._count >= WATCHERS_MAX:
+            raise LimitReached(f"this server has {WATCHERS_MAX} watchers already; try another")
+        watcher = _Watcher(job_id, after_sequence, heartbeat_seconds)
+        self._watchers[job_id].add(watcher)
+        self._count += 1
+        self._unread.add(watcher)
+        self._work.set()
+        return watcher
+
+    def _leave(self, watcher: _Watcher) -> None:
+        self._count -= 1
+        self._unread.discard(watcher)
+        others = self._watchers[watcher.job_id]
+        others.discard(watcher)
+        if not others:
+            del self._watchers[watcher.job_id]
+
+    async def _next(self, watcher: _Watcher) -> Sequence[JobEvent | Heartbeat] | None:
+        """Waits for what is to be delivered next; None: the history has ended."""
+        while True:
+            if watcher.error is not None:
+                raise watcher.error
+            if watcher.events:
+                return self._take(watcher)
+            if watcher.up_to_date and watcher.ended:
+                return None
+            if watcher.dirty:
+                self._unread.add(watcher)
+                self._work.set()
+            if self._draining:
+                raise Draining
+            now = time.monotonic()
+            if now >= watcher.expires_at:
+                raise StreamExpired
+            if now >= watcher.beat_at or (watcher.up_to_date and not watcher.started):
+                watcher.started = True
+                watcher.beat_at = now + watcher.heartbeat_seconds
+                return [Heartbeat(datetime.now(UTC), watcher.delivered)]
+            await self._wait(watcher, min(watcher.beat_at, watcher.expires_at) - now)
+
+    @staticmethod
+    def _take(watcher: _Watcher) -> list[JobEvent]:
+        events, watcher.events = watcher.events, []
+        watcher.started = True
+        watcher.ended = events[-1].type.terminal
+        watcher.delivered = events[-1].sequence
+        watcher.beat_at = time.monotonic() + watcher.heartbeat_seconds
+        return events
+
+    async def _wait(self, watcher: _Watcher, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        watcher.waiting = loop.create_future()
+        timer = loop.call_later(max(seconds, 0.0), watcher.wake)
+        try:
+            await watcher.waiting
+        finally:
+            timer.cancel()
+            watcher.waiting = None
+
+    def _mark(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            for watcher in self._watchers.get(change.job_id, ()):
+                if change.last_sequence > watcher.cursor:
+                    watcher.dirty = True
+                    self._unread.add(watcher)
+        if self._unread:
+            self._work.set()
+
+    async def _read_forever(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            try:
+                while self._unread:
+                    await self._read_some()
+            except Exception as error:  # noqa: BLE001 - logged; the loop must go on
+                if not isinstance(error, DatabaseUnavailable):
+                    self._log.exception("reading for watchers failed")
+                self._fail_new()
+                self._work.set()
+                await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(GATHER_SECONDS)
+
+    async def _read_some(self) -> None:
+        if new := [w for w in self._unread if w.new][:HEADS_MAX]:
+            await self._begin(new)
+        cursors = self._next_cursors()
+        if not cursors:
+            return
+        reading = [watcher for watchers in cursors.values() for watcher in watchers]
+        for watcher in reading:
+            self._unread.discard(watcher)
+            watcher.dirty = False  # what is hinted from here on may not be in this read
+        try:
+            found = await self._threads.read(
+                lambda c: queries.events_after(c, list(cursors), PAGE_EVENTS)
+            )
+        except BaseException:
+            for watcher in reading:
+                watcher.dirty = True
+            self._unread.update(w for w in reading if w in self._watchers.get(w.job_id, ()))
+            raise
+        for cursor, watchers in cursors.items():
+            for watcher in watchers:
+                self._put(watcher, found.get(cursor, []))
+
+    def _next_cursors(self) -> dict[tuple[str, int], list[_Watcher]]:
+        """Whom to read for next: (job id, sequence) -> the watchers of that job that stand there.
+
+        One whose mailbox is still full comes back by itself when it has emptied it.
+        """
+        cursors: dict[tuple[str, int], list[_Watcher]] = {}
+        for watcher in tuple(self._unread):
+            cursor = watcher.job_id, watcher.cursor
+            if watcher.events:
+                self._unread.discard(watcher)
+            elif cursor in cursors:
+                cursors[cursor].append(watcher)
+            elif len(cursors) < READ_CURSORS:
+                cursors[cursor] = [watcher]
+        return cursors
+
+    def _put(self, watcher: _Watcher, events: list[JobEvent]) -> None:
+        watcher.events = events
+        watcher.up_to_date = len(events) < PAGE_EVENTS
+        if events:
+            watcher.cursor = events[-1].sequence
+        if not watcher.up_to_date:
+            watcher.dirty = True
+        watcher.wake()
+
+    async def _begin(self, new: list[_Watcher]) -> None:
+        ids = list({w.job_id for w in new})
+        heads = await self._threads.read(lambda c: queries.heads(c, ids))
+        for watcher in new:
+            watcher.new = False
+            head = heads.get(watcher.job_id)
+            if head is None:
+                self._end(watcher, JobUnknown(watcher.job_id))
+            elif watcher.cursor > head[0]:
+                self._end(watcher, SequenceOutOfRange(watcher.cursor, 1, head[0]))
+            elif watcher.cursor == head[0]:  # nothing to replay
+                watcher.up_to_date = True
+                watcher.ended = head[1].terminal
+                self._unread.discard(watcher)
+                watcher.wake()
+
+    def _end(self, watcher: _Watcher, error: JobsvcError) -> None:
+        self._unread.discard(watcher)
+        watcher.error = error
+        watcher.wake()
+
+    def _fail_new(self) -> None:
+        """Whoever has just come is told; the others wait for the database to come back."""
+        for watcher in [w for w in self._unread if w.new]:
+            self._end(watcher, DatabaseUnavailable())
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._sweep_interval)
+            ids = list(self._watchers)
+            try:
+                for start in range(0, len(ids), HEADS_MAX):
+                    await self._sweep(ids[start : start + HEADS_MAX])
+            except DatabaseUnavailable:
+                continue  # the next sweep finds what this one would have
+            except Exception:  # noqa: BLE001 - logged; the loop must go on
+                self._log.exception("sweep failed")
+
+    async def _sweep(self, ids: list[str]) -> None:
+        heads = await self._threads.read(lambda c: queries.heads(c, ids))
+        self._mark(Change(job_id, last) for job_id, (last, _) in heads.items())
+        for job_id in ids:
+            if job_id not in heads:
+                for watcher in tuple(self._watchers.get(job_id, ())):
+                    if not watcher.new:
+                        self._end(watcher, JobUnknown(job_id))

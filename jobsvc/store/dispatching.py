@@ -1,0 +1,125 @@
+"""The outbox table: what is owed to the broker, and what the broker must have lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from jobsvc.core.model import Dispatch, Effects
+from jobsvc.core.states import JobState
+from jobsvc.store import registry
+from jobsvc.store.batch import Batch, LockedJob, dispatch_from_row, lock, lock_next
+from jobsvc.store.database import Transaction, clock
+from jobsvc.store.tables import jobs, outbox, queues
+
+# How long a relay that took a row has to publish it before another may try.
+TAKEN_SECONDS = 15.0
+REDISPATCH_AGE_SECONDS = 60.0
+REDISPATCH_AGE_SECONDS_MAX = 1800.0
+_DOUBLINGS_MAX = 5  # 60 s * 2^5 is past the maximum
+
+_QUEUED = sa.and_(jobs.c.state == JobState.QUEUED.value, sa.not_(jobs.c.held))
+_NOT_OWED = ~sa.exists().where(outbox.c.job_id == jobs.c.id, outbox.c.kind == "job")
+
+
+def published(tx: Transaction, outbox_ids: Sequence[int]) -> None:
+    tx.execute(sa.delete(outbox).where(outbox.c.id.in_(outbox_ids)))
+
+
+def take_owed(tx: Transaction, limit: int) -> list[Dispatch]:
+    """Rows that nobody published in time, passing over those that another relay has locked."""
+    due = (
+        sa.select(outbox.c.id)
+        .where(outbox.c.not_before <= tx.now)
+        .order_by(outbox.c.not_before)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    rows = tx.execute(
+        sa.update(outbox)
+        .where(outbox.c.id.in_(sa.select(due.c.id)))
+        .values(not_before=tx.now + timedelta(seconds=TAKEN_SECONDS))
+        .returning(outbox)
+    )
+    return [dispatch_from_row(row) for row in rows]
+
+
+def republish(tx: Transaction, job_ids: Sequence[str]) -> Effects:
+    """New messages for those of `job_ids` that are QUEUED: theirs went to a worker that cannot
+    start them soon."""
+    batch = Batch(tx)
+    for job in lock(tx, job_ids).values():
+        if job.state == JobState.QUEUED and not job.held:
+            batch.dispatch(job)
+    return batch.write()
+
+
+def overdue_queues(connection: sa.Connection) -> list[str]:
+    """Queues with a job that was dispatched long ago and has not started."""
+    latest = clock(connection) - timedelta(seconds=REDISPATCH_AGE_SECONDS)
+    waiting = sa.exists().where(
+        _QUEUED, jobs.c.queue == queues.c.name, jobs.c.dispatch_time <= latest
+    )
+    return list(connection.execute(sa.select(queues.c.name).where(waiting)).scalars())
+
+
+def short(tx: Transaction, queue: str, ready: int) -> bool:
+    """Whether more jobs of `queue` wait to be claimed than messages can exist: `ready` on the
+    broker, and what the live workers may hold."""
+    possible = ready + registry.live_prefetch(tx, queue)
+    waiting = sa.select(jobs.c.id).where(_QUEUED, jobs.c.queue == queue).limit(possible + 1)
+    count = tx.execute(sa.select(sa.func.count()).select_from(waiting.subquery())).scalar_one()
+    return int(count) > possible
+
+
+def redispatch(tx: Transaction, queue: str, limit: int) -> int:
+    """Owes new messages for the jobs of `queue` that were dispatched 60 s * 2^n ago, n their
+    re-dispatches so far, at most 30 min. The caller has found that messages are missing."""
+    ages = [
+        min(REDISPATCH_AGE_SECONDS * 2**n, REDISPATCH_AGE_SECONDS_MAX)
+        for n in range(_DOUBLINGS_MAX + 1)
+    ]
+    overdue = sa.or_(
+        *(
+            sa.and_(
+                jobs.c.dispatch_count == n if n < _DOUBLINGS_MAX else jobs.c.dispatch_count >= n,
+                jobs.c.dispatch_time <= tx.now - timedelta(seconds=seconds),
+            )
+            for n, seconds in enumerate(ages)
+        )
+    )
+    # The youngest age of all also bounds the scan of the index.
+    eldest = jobs.c.dispatch_time <= tx.now - timedelta(seconds=REDISPATCH_AGE_SECONDS)
+    return _owe_again(
+        tx,
+        lock_next(
+            tx,
+            limit,
+            jobs.c.dispatch_time,
+            _QUEUED,
+            jobs.c.queue == queue,
+            eldest,
+            overdue,
+            _NOT_OWED,
+        ),
+    )
+
+
+def redispatch_all(tx: Transaction, before: datetime, limit: int) -> int:
+    """The same for every job that was dispatched before `before`, in any queue."""
+    return _owe_again(
+        tx,
+        lock_next(tx, limit, jobs.c.id, _QUEUED, jobs.c.dispatch_time < before, _NOT_OWED),
+    )
+
+
+def _owe_again(tx: Transaction, lost: list[LockedJob]) -> int:
+    batch = Batch(tx)
+    for job in lost:
+        batch.set(job, dispatch_count=job.dispatch_count + 1)
+        batch.dispatch(job, timedelta(0))
+    batch.write()
+    return len(lost)
