@@ -127,7 +127,7 @@ def _history(job: Any, events: Sequence[Any]) -> Iterator[str]:
             yield f"event {event.sequence} goes back to {state} after CANCEL_REQUESTED"
         has_error = "error" in (event.detail or {})
         if has_error != (event.type in _WITH_ERROR):
-            yield f"event {event.sequence}, {event.type}, {'has an' if has_error else 'has no'} error"
+            yield f"event {event.sequence}, {event.type}, {'has an' if has_error else 'no'} error"
         if event.type == EventType.ATTEMPT_FAILED:
             yield from _after_failure(event, following)
     ends = [event.sequence for event in events if EventType(event.type).terminal]
