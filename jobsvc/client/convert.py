@@ -1,0 +1,188 @@
+"""Between Python's values and the contract's messages."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TypedDict, Unpack
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from generated.jobsvc.v1 import job_pb2
+from generated.jobsvc.v1.job_service_pb2 import SubmitJobRequest
+
+INTEGER_MAX = 2**53
+_LEVELS_MAX = 32
+_TERMINAL = frozenset(
+    {job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED}
+)
+
+Payload = Mapping[str, object] | bytes
+
+
+class JobOptions(TypedDict, total=False):
+    """What a job can be submitted with; what is left out has the service's default.
+
+    Spans are seconds; times are datetimes with a time zone. `content_type` goes with a payload of
+    bytes.
+    """
+
+    content_type: str
+    queue: str
+    priority: int
+    schedule_time: datetime
+    delay: float
+    expire_time: datetime
+    ttl: float
+    max_attempts: int
+    retry_policy: job_pb2.RetryPolicy
+    timeout: float
+    idempotency_key: str
+    retention: float
+    labels: Mapping[str, str]
+    validate_only: bool
+
+
+def new_job(
+    job_type: str, payload: Payload | None = None, **options: Unpack[JobOptions]
+) -> SubmitJobRequest:
+    """A request to submit a job. Raises ValueError for a payload that JSON cannot hold exactly
+    and for a time without a zone; the service checks all else."""
+    request = SubmitJobRequest(
+        job_type=job_type,
+        queue=options.get("queue", ""),
+        priority=options.get("priority", 0),
+        max_attempts=options.get("max_attempts", 0),
+        retry_policy=options.get("retry_policy"),
+        idempotency_key=options.get("idempotency_key", ""),
+        labels=dict(options.get("labels", {})),
+        validate_only=options.get("validate_only", False),
+    )
+    if isinstance(payload, bytes):
+        request.payload_blob.data = payload
+        request.payload_blob.content_type = options.get("content_type", "application/octet-stream")
+    elif payload is not None:
+        request.payload.CopyFrom(to_struct(payload))
+    spans = {
+        "delay": options.get("delay"),
+        "ttl": options.get("ttl"),
+        "timeout": options.get("timeout"),
+        "retention": options.get("retention"),
+    }
+    for name, seconds in spans.items():
+        if seconds is not None:
+            getattr(request, name).CopyFrom(to_duration(seconds))
+    moments = {
+        "schedule_time": options.get("schedule_time"),
+        "expire_time": options.get("expire_time"),
+    }
+    for name, moment in moments.items():
+        if moment is not None:
+            getattr(request, name).CopyFrom(_to_timestamp(moment))
+    return request
+
+
+def to_duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
+
+
+def _to_timestamp(moment: datetime) -> Timestamp:
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment} has no time zone")
+    timestamp = Timestamp()
+    timestamp.FromDatetime(moment)
+    return timestamp
+
+
+def to_struct(data: Mapping[str, object]) -> Struct:
+    """Raises ValueError for what a Struct cannot hold exactly."""
+    value = Value()
+    _fill(value, data, level=1)
+    return value.struct_value
+
+
+def _fill(value: Value, data: object, level: int) -> None:
+    if data is None:
+        value.null_value = NULL_VALUE
+    elif isinstance(data, bool):
+        value.bool_value = data
+    elif isinstance(data, int | float):
+        value.number_value = _number(data)
+    elif isinstance(data, str):
+        value.string_value = data
+    elif level > _LEVELS_MAX:
+        raise ValueError(f"nested deeper than {_LEVELS_MAX} levels")
+    elif isinstance(data, Mapping):
+        value.struct_value.SetInParent()
+        for key, item in data.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{key!r} is no key of a JSON object: not a string")
+            _fill(value.struct_value.fields[key], item, level + 1)
+    elif isinstance(data, Sequence) and not isinstance(data, bytes | bytearray):
+        value.list_value.SetInParent()
+        for item in data:
+            _fill(value.list_value.values.add(), item, level + 1)
+    else:
+        raise ValueError(f"{type(data).__name__} is no JSON value")
+
+
+def _number(number: float) -> float:
+    if isinstance(number, int) and abs(number) > INTEGER_MAX:
+        raise ValueError("an integer beyond 2^53 would be rounded; send it as a string")
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is no JSON number")
+    return float(number)
+
+
+def from_value(value: Value) -> object:
+    """Plain Python data; whole numbers up to 2^53 are int."""
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return {key: from_value(item) for key, item in value.struct_value.fields.items()}
+    if kind == "list_value":
+        return [from_value(item) for item in value.list_value.values]
+    if kind == "number_value":
+        number = value.number_value
+        whole = number.is_integer() and abs(number) <= INTEGER_MAX
+        return int(number) if whole else number
+    if kind == "string_value":
+        return value.string_value
+    return value.bool_value if kind == "bool_value" else None
+
+
+def to_json(message: Message, *, indent: int | None = None) -> str:
+    """Proto JSON with the field names of the .proto; one line unless `indent` is given."""
+    data = MessageToDict(message, preserving_proto_field_name=True)
+    return json.dumps(data, ensure_ascii=False, indent=indent)
+
+
+def is_terminal(state: int) -> bool:
+    return state in _TERMINAL
+
+
+def state_name(state: int) -> str:
+    """`SUCCEEDED` and so on; the number of one that this release does not know."""
+    return _name(job_pb2.JobState.DESCRIPTOR.values_by_number, state, "JOB_STATE_")
+
+
+def event_name(event_type: int) -> str:
+    """`SUBMITTED` and so on; the number of one that this release does not know."""
+    return _name(job_pb2.JobEventType.DESCRIPTOR.values_by_number, event_type, "JOB_EVENT_TYPE_")
+
+
+def log_level_name(level: int) -> str:
+    """`INFO` and so on; the number of one that this release does not know."""
+    return _name(job_pb2.LogLevel.DESCRIPTOR.values_by_number, level, "LOG_LEVEL_")
+
+
+def _name(values: Mapping[int, object], number: int, prefix: str) -> str:
+    value = values.get(number)
+    return str(number) if value is None else str(getattr(value, "name", "")).removeprefix(prefix)
