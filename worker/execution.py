@@ -163,8 +163,9 @@ def _message(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException) -> str:
-    # The first frame is ours, unless our own code has failed.
-    frames = error.__traceback__ and (error.__traceback__.tb_next or error.__traceback__)
+    frames = error.__traceback__
+    while frames and frames.tb_next and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next  # the first frames are ours
     try:
         lines = traceback.format_exception(type(error), error, frames, limit=-_TRACEBACK_FRAMES_MAX)
     except BaseException as unprintable:  # noqa: BLE001 - the same code again

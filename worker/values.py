@@ -104,7 +104,7 @@ def encode_result(result: object) -> tuple[bytes, str | None]:
     # An object is measured as payloads are, so that whatever was accepted as a payload can be a
     # result; as a Value it is a few bytes longer.
     _check_size(value.struct_value.ByteSize() if isinstance(result, dict) else value.ByteSize())
-    return value.SerializeToString(), None
+    return value.SerializeToString(deterministic=True), None
 
 
 def _dump_model(result: object) -> object:

@@ -44,6 +44,7 @@ class Run:
     task: Task
     submitted: float
     started: float | None = None
+    told_started: bool = False
     # Reported in place of a crash if the process dies: why we kill it.
     verdict: Outcome | None = None
     kill_at: float | None = None

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Final
 
 from worker import wire
@@ -128,23 +129,24 @@ class _Child:
         self.runs[number] = run
         self.tasks_sent += 1
         self.send(wire.task_frame(number, run.task))
-        try:
-            self._tickets.send(wire.TICKET.pack(number))
-        except OSError:
-            return  # dead: the task is then among those not started, or known as lost
+        self._send_ticket(number)
 
-    def take_back(self) -> list[Run]:
-        """The runs that have not started and now never will, in order; they are no longer ours."""
-        taken: list[Run] = []
-        while True:
-            try:
-                ticket = self._tickets_theirs.recv(wire.TICKET.size, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return taken
-            if not ticket:
-                return taken
-            (number,) = wire.TICKET.unpack(ticket)
-            taken.append(self.runs.pop(number))
+    def _send_ticket(self, number: int) -> None:
+        # Never full, and never broken: the other end is open here too.
+        self._tickets.send(wire.TICKET.pack(number))
+
+    def take_back(self, *, head_too: bool) -> list[Run]:
+        """The runs that have not started and now never will, in order; they are no longer ours.
+
+        The first one counts as started, and is left alone unless `head_too`.
+        """
+        numbers: list[int] = []
+        with suppress(BlockingIOError):
+            while ticket := self._tickets_theirs.recv(wire.TICKET.size, socket.MSG_DONTWAIT):
+                numbers += wire.TICKET.unpack(ticket)
+        if numbers and not head_too and numbers[0] == next(iter(self.runs)):
+            self._send_ticket(numbers.pop(0))
+        return [self.runs.pop(number) for number in numbers]
 
     def receive(self) -> list[wire.Frame] | None:
         """Frames that have come, None if nothing has; sets `ended`. Raises ProtocolError."""
@@ -371,9 +373,7 @@ class ProcessPool(Pool):
     def _grant(self, token: str, outcome: Outcome, now: float) -> None:
         """Cancel or abandon a task, wherever it is."""
         if token in self._owners:
-            child, number = self._owners[token]
-            if child.head is not None and child.head[0] != number:
-                self._recall(child)
+            self._recall(self._owners[token][0], head_too=True)
         waiting = self._waiting.pop(token, None)
         if waiting is not None:
             self._tell_outcome(waiting, outcome)
@@ -403,7 +403,9 @@ class ProcessPool(Pool):
         _, run = child.head
         if run.started is None:
             run.started = now
-            self._tell_started(run)
+            if not run.told_started:
+                run.told_started = True
+                self._tell_started(run)
         elapsed = now - run.started
         if elapsed >= run.task.timeout_seconds:
             run.verdict = timed_out(run.task) if run.verdict is None else run.verdict
@@ -413,16 +415,16 @@ class ProcessPool(Pool):
         elif len(child.runs) > 1 and elapsed >= _AHEAD_SECONDS_MAX:
             self._recall(child)
 
-    def _recall(self, child: _Child) -> None:
+    def _recall(self, child: _Child, *, head_too: bool = False) -> None:
         """Put what the child has not started back to the front of the queue."""
-        for run in reversed(child.take_back()):
+        for run in reversed(child.take_back(head_too=head_too)):
             del self._owners[run.task.token]
-            run.started = None
+            run.started = run.verdict = None
             self._waiting[run.task.token] = run
             self._waiting.move_to_end(run.task.token, last=False)
 
     def _kill(self, child: _Child) -> None:
-        self._recall(child)
+        self._recall(child, head_too=True)
         child.kill()
 
     def _balance(self, now: float) -> None:
@@ -565,7 +567,7 @@ class ProcessPool(Pool):
         while not child.ended and self._read(child):
             pass
         child.kill()  # what its handlers have started, and itself if it only closed its socket
-        self._recall(child)
+        self._recall(child, head_too=True)
         self._selector.unregister(child.frames)
         self._children.remove(child)
         cause = child.bury()

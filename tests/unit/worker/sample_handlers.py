@@ -1,0 +1,156 @@
+"""Handlers that behave, misbehave and crash, for the tests of the pools."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from worker import JobContext, Retry, Snooze, job
+
+Payload = dict[str, Any]
+
+
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(7)
+
+
+@job("t.echo", timeout="2m", max_attempts=5, queue="slow")
+def echo(payload: Payload) -> Payload:
+    """Gives back what it got.
+
+    Not in the description.
+    """
+    return payload
+
+
+@job("t.echo_async")
+async def echo_async(payload: Payload) -> Payload:
+    await asyncio.sleep(0)
+    return payload
+
+
+@job("t.process")
+def process(payload: Payload) -> Payload:
+    return {
+        "pid": os.getpid(),
+        "group": os.getpgid(0),
+        "session": os.getsid(0),
+        "environment": sorted(os.environ),
+        "modules": sorted(sys.modules),
+    }
+
+
+@job("t.print")
+def print_much(payload: Payload) -> str:
+    os.write(1, b"\0\0\0\5garbage" * 1000)
+    sys.stdout.write("garbage\n")
+    return "fine"
+
+
+@job("t.tell")
+def tell(payload: Payload, ctx: JobContext) -> None:
+    ctx.log("first", "warning")
+    ctx.output("text")
+    ctx.output(b"\xff data")
+    for step in range(1000):
+        ctx.progress(step + 1, 1000, "going")
+
+
+@job("t.tell_and_wait")
+def tell_and_wait(payload: Payload, ctx: JobContext) -> None:
+    for step in range(100):
+        ctx.progress(step + 1)
+    wait_for(payload["release"])
+
+
+@job("t.wait")
+def wait(payload: Payload, ctx: JobContext) -> str:
+    """Runs until the file exists, whatever is asked of it."""
+    Path(payload["started"]).touch()
+    wait_for(payload["release"])
+    return "released"
+
+
+@job("t.wait_for_cancel")
+def wait_for_cancel(payload: Payload, ctx: JobContext) -> str:
+    ctx.output("waiting")
+    while not ctx.cancelled:
+        time.sleep(0.005)
+    Path(payload["seen"]).touch()
+    if payload.get("raise"):
+        raise RuntimeError("cancelled in the middle")
+    return "stopped by itself"
+
+
+@job("t.hold_gil")
+def hold_gil(payload: Payload) -> int:
+    return sum(range(10**12))
+
+
+@job("t.exit")
+def leave(payload: Payload) -> None:
+    os._exit(3)
+
+
+@job("t.segfault")
+def segfault(payload: Payload) -> None:
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # keep the tests' output readable
+    ctypes.string_at(0)
+
+
+@job("t.fork_and_exit")
+def fork_and_exit(payload: Payload) -> None:
+    """Leaves ten children behind that hold every descriptor, the pool's sockets too."""
+    pids = []
+    for _ in range(10):
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(600)
+            os._exit(0)
+        pids.append(pid)
+    Path(payload["pids"]).write_text(" ".join(map(str, pids)))
+    os._exit(1)
+
+
+@job("t.close_everything")
+def close_everything(payload: Payload) -> None:
+    os.closerange(3, 256)
+    time.sleep(600)
+
+
+@job("t.write_garbage")
+def write_garbage(payload: Payload) -> None:
+    for fd in range(3, 20):
+        try:
+            os.write(fd, b"\xff" * 64)
+        except OSError:
+            continue
+    time.sleep(600)
+
+
+@job("t.raise")
+def raise_it(payload: Payload) -> None:
+    errors: dict[str, BaseException] = {
+        "SystemExit": SystemExit(1),
+        "KeyboardInterrupt": KeyboardInterrupt(),
+        "GeneratorExit": GeneratorExit(),
+        "CancelledError": asyncio.CancelledError(),
+        "MemoryError": MemoryError(),
+        "UnprintableError": UnprintableError(),
+        "ValueError": ValueError("x" * 10_000_000 + "\0"),
+        "Retry": Retry(after="1m"),
+        "Snooze": Snooze(30),
+    }
+    raise errors[payload["error"]]
+
+
+def wait_for(path: str) -> None:
+    while not Path(path).exists():
+        time.sleep(0.005)

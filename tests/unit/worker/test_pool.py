@@ -1,0 +1,298 @@
+"""What holds for both kinds of pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from worker import registry
+from worker.outcome import (
+    Cancelled,
+    Failed,
+    Interrupted,
+    LogReport,
+    OutputReport,
+    ProgressReport,
+    Succeeded,
+)
+from worker.pool import HandlersError, Pool, make_pool
+from worker.values import encode_result
+
+from .recorder import Recorder, make_task
+
+HANDLERS = "tests.unit.worker.sample_handlers"
+ROOT = str(Path(__file__).parents[3])
+
+Isolation = Literal["process", "thread"]
+MakePool = Callable[[int], Pool]
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    recorder = Recorder()
+    yield recorder
+    assert recorder.late == []
+    assert all(len(outcomes) == 1 for outcomes in recorder.outcomes.values())
+
+
+@pytest.fixture(params=["process", "thread"])
+def make(request: pytest.FixtureRequest, recorder: Recorder) -> Iterator[MakePool]:
+    pools: list[Pool] = []
+
+    def make(size: int) -> Pool:
+        isolation: Isolation = request.param
+        pool = make_pool(isolation, size, [HANDLERS], recorder, {"PYTHONPATH": ROOT})
+        pools.append(pool)
+        pool.start()
+        return pool
+
+    yield make
+    for pool in pools:
+        pool.stop(0)
+
+
+def waiter(directory: Path) -> dict[str, object]:
+    return {"started": str(directory / "started"), "release": str(directory / "release")}
+
+
+def test_the_job_types_are_announced(recorder: Recorder) -> None:
+    for isolation in ("process", "thread"):
+        pool = make_pool(isolation, 1, [HANDLERS], recorder, {"PYTHONPATH": ROOT})
+        types = {info.name: info for info in pool.start()}
+        pool.stop(0)
+        assert "demo.echo" in types
+        echo = types["t.echo"]
+        assert echo.description == "Gives back what it got."
+        assert (echo.timeout_seconds, echo.max_attempts, echo.queue) == (120, 5, "slow")
+
+
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+def test_handlers_that_cannot_be_imported(isolation: Isolation, recorder: Recorder) -> None:
+    module = "tests.unit.worker.broken_handlers"
+    pool = make_pool(isolation, 2, [HANDLERS, module], recorder, {"PYTHONPATH": ROOT})
+    with pytest.raises(HandlersError, match=rf"{module}'.*RuntimeError: broken on purpose"):
+        pool.start()
+    with pytest.raises(RuntimeError, match="stopped"):
+        pool.submit(make_task("t.echo"))
+    pool.stop(0)
+
+
+def test_a_task_runs_to_its_result(make: MakePool, recorder: Recorder) -> None:
+    pool = make(2)
+    payload: dict[str, object] = {"n": 1, "text": "x" * 900_000}
+    task = make_task("t.echo", payload)
+    pool.submit(task)
+    assert recorder.wait_outcome(task) == Succeeded(encode_result(payload)[0])
+    assert recorder.started == [task.token]
+
+
+def test_every_task_gets_one_outcome(make: MakePool, recorder: Recorder) -> None:
+    pool = make(2)
+    tasks = [make_task("t.echo", {"n": n}) for n in range(500)]
+    for task in tasks:
+        pool.submit(task)
+    recorder.wait(lambda: len(recorder.outcomes) == 500)
+    assert sorted(recorder.started) == sorted(task.token for task in tasks)
+    for n, task in enumerate(tasks):
+        assert recorder.outcomes[task.token] == [Succeeded(encode_result({"n": n})[0])]
+    assert pool.average_run_seconds < 0.1
+
+
+def test_tasks_start_in_order(make: MakePool, recorder: Recorder) -> None:
+    pool = make(1)
+    tasks = [make_task("t.echo") for _ in range(200)]
+    for task in tasks:
+        pool.submit(task)
+    recorder.wait(lambda: len(recorder.outcomes) == 200)
+    assert recorder.started == [task.token for task in tasks]
+
+
+def test_reports_arrive_in_order_before_the_outcome(make: MakePool, recorder: Recorder) -> None:
+    task = make_task("t.tell")
+    make(1).submit(task)
+    recorder.wait_outcome(task)
+    reports = recorder.reports[task.token]
+    assert reports[0] == LogReport("WARNING", "first")
+    assert reports[1] == OutputReport(text="text")
+    assert reports[2] == OutputReport(data=b"\xff data")
+    assert reports[-1] == ProgressReport(1000, 1000, "going")
+    assert len(reports) == 3 + 10
+
+
+def test_a_progress_held_back_is_told_while_the_handler_runs(
+    make: MakePool, recorder: Recorder, tmp_path: Path
+) -> None:
+    task = make_task("t.tell_and_wait", waiter(tmp_path))
+    make(1).submit(task)
+    recorder.wait(lambda: ProgressReport(100, None, "") in recorder.reports.get(task.token, []))
+    assert task.token not in recorder.outcomes
+    (tmp_path / "release").touch()
+    assert isinstance(recorder.wait_outcome(task), Succeeded)
+
+
+def test_slots(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
+    pool = make(2)
+    assert pool.free == 2
+    task = make_task("t.wait", waiter(tmp_path))
+    pool.submit(task)
+    assert pool.free == 1
+    recorder.wait_started(task)
+    assert pool.free == 1
+    (tmp_path / "release").touch()
+    recorder.wait_outcome(task)
+    assert pool.free == 2
+
+
+def test_cancelling_what_has_not_started(
+    make: MakePool, recorder: Recorder, tmp_path: Path
+) -> None:
+    pool = make(1)
+    running, waiting = make_task("t.wait", waiter(tmp_path)), make_task("t.echo")
+    pool.submit(running)
+    pool.submit(waiting)
+    recorder.wait_started(running)
+    pool.cancel(waiting.token)
+    assert recorder.wait_outcome(waiting) == Cancelled()
+    assert waiting.token not in recorder.started
+    assert running.token not in recorder.outcomes
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_cancelling_a_handler_that_heeds(
+    make: MakePool, recorder: Recorder, tmp_path: Path, raises: bool
+) -> None:
+    pool = make(1)
+    seen = tmp_path / "seen"
+    task = make_task("t.wait_for_cancel", {"seen": str(seen), "raise": raises})
+    pool.submit(task)
+    recorder.wait_report(task)
+    pool.cancel(task.token)
+    assert recorder.wait_outcome(task) == Cancelled()
+    after = make_task("t.echo")
+    pool.submit(after)
+    assert isinstance(recorder.wait_outcome(after), Succeeded)
+    assert seen.exists()
+
+
+def test_what_is_unknown_or_over_cannot_be_cancelled(make: MakePool, recorder: Recorder) -> None:
+    pool = make(1)
+    task = make_task("t.echo")
+    pool.submit(task)
+    assert isinstance(recorder.wait_outcome(task), Succeeded)
+    for token in (task.token, "nobody"):
+        pool.cancel(token)
+        pool.abandon(token)
+    after = make_task("t.echo")
+    pool.submit(after)
+    assert isinstance(recorder.wait_outcome(after), Succeeded)
+
+
+def test_a_timeout(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
+    pool = make(1)
+    task = make_task("t.wait", waiter(tmp_path), timeout_seconds=0.3)
+    pool.submit(task)
+    outcome = recorder.wait_outcome(task)
+    assert isinstance(outcome, Failed)
+    assert (outcome.error.type, outcome.error.retryable) == ("TIMEOUT", True)
+    assert "0.3 s" in outcome.error.message
+    (tmp_path / "release").touch()  # a thread cannot be killed, and has to end by itself
+    after = make_task("t.echo")
+    pool.submit(after)
+    assert isinstance(recorder.wait_outcome(after), Succeeded)
+
+
+def test_withdrawing(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
+    pool = make(1)
+    running = make_task("t.wait", waiter(tmp_path))
+    pool.submit(running)
+    recorder.wait_started(running)
+    waiting = [make_task("t.echo") for _ in range(3)]
+    for task in waiting:
+        pool.submit(task)
+    assert pool.withdraw(60.0) == []
+    assert pool.withdraw(0.0) == waiting
+    assert pool.withdraw(0.0) == []
+    (tmp_path / "release").touch()
+    assert isinstance(recorder.wait_outcome(running), Succeeded)
+    pool.stop(1)
+    assert list(recorder.outcomes) == [running.token]
+
+
+def test_stopping_waits_for_what_runs(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
+    pool = make(1)
+    running, waiting = make_task("t.wait", waiter(tmp_path)), make_task("t.echo")
+    pool.submit(running)
+    pool.submit(waiting)
+    recorder.wait_started(running)
+    (tmp_path / "release").touch()
+    pool.stop(20)
+    assert isinstance(recorder.outcomes[running.token][0], Succeeded)
+    # It had started, or is given back.
+    assert isinstance(recorder.outcomes[waiting.token][0], Succeeded | Interrupted)
+    with pytest.raises(RuntimeError, match="stopped"):
+        pool.submit(make_task("t.echo"))
+    pool.stop(0)
+
+
+def test_stopping_interrupts_what_does_not_end(
+    make: MakePool, recorder: Recorder, tmp_path: Path
+) -> None:
+    pool = make(1)
+    running, waiting = make_task("t.wait", waiter(tmp_path)), make_task("t.echo")
+    pool.submit(running)
+    pool.submit(waiting)
+    recorder.wait_started(running)
+    pool.stop(0.05)
+    assert recorder.outcomes == {
+        waiting.token: [Interrupted()],
+        running.token: [Interrupted()],
+    }
+    (tmp_path / "release").touch()
+
+
+def test_abandoning(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
+    pool = make(1)
+    task = make_task("t.wait", waiter(tmp_path))
+    pool.submit(task)
+    recorder.wait_started(task)
+    pool.abandon(task.token)
+    assert recorder.wait_outcome(task) == Interrupted()
+    (tmp_path / "release").touch()
+    after = make_task("t.echo")
+    pool.submit(after)
+    assert isinstance(recorder.wait_outcome(after), Succeeded)
+
+
+def test_a_listener_that_raises_stops_nothing(make: MakePool, recorder: Recorder) -> None:
+    pool = make(1)
+    told: list[str] = []
+
+    def fail(task: object) -> None:
+        told.append("started")
+        raise RuntimeError("the listener is broken")
+
+    recorder.on_started = fail  # type: ignore[method-assign]
+    for _ in range(2):
+        task = make_task("t.echo")
+        pool.submit(task)
+        assert isinstance(recorder.wait_outcome(task), Succeeded)
+    assert told == ["started", "started"]
+
+
+def test_a_lost_lease_is_seen_in_a_thread(recorder: Recorder, tmp_path: Path) -> None:
+    seen: list[bool] = []
+    pool = make_pool("thread", 1, [HANDLERS], recorder)
+    pool.start()
+    handler = registry.find("t.wait_for_cancel")
+    assert handler is not None
+    task = make_task("t.wait_for_cancel", {"seen": str(tmp_path / "seen")})
+    pool.submit(task)
+    recorder.wait_report(task)
+    _, context = pool._running[task.token]  # type: ignore[attr-defined]
+    pool.abandon(task.token)
+    seen.append(context.lease_lost)
+    assert seen == [True]
+    pool.stop(5)

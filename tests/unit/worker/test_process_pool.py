@@ -1,0 +1,396 @@
+"""What only child processes can promise: that whatever a handler does hits its own job alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Value
+
+from worker.outcome import Cancelled, Failed, Interrupted, Outcome, Succeeded, Task, WorkerLost
+from worker.pool import HandlersError, ProcessPool
+from worker.pool import process as process_module
+
+from .recorder import Recorder, make_task
+
+HANDLERS = "tests.unit.worker.sample_handlers"
+ROOT = str(Path(__file__).parents[3])
+
+MakePool = Callable[..., ProcessPool]
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    recorder = Recorder()
+    yield recorder
+    assert recorder.late == []
+    assert all(len(outcomes) == 1 for outcomes in recorder.outcomes.values())
+
+
+@pytest.fixture
+def make(recorder: Recorder) -> Iterator[MakePool]:
+    pools: list[ProcessPool] = []
+
+    def make(size: int = 1, cancel_grace_seconds: float = 0.1) -> ProcessPool:
+        pool = ProcessPool(
+            size,
+            [HANDLERS],
+            recorder,
+            {"PYTHONPATH": ROOT},
+            cancel_grace_seconds=cancel_grace_seconds,
+        )
+        pools.append(pool)
+        pool.start()
+        return pool
+
+    yield make
+    for pool in pools:
+        pool.stop(0)
+    assert psutil.Process().children(recursive=True) == []
+
+
+def run(pool: ProcessPool, recorder: Recorder, task: Task) -> Outcome:
+    pool.submit(task)
+    return recorder.wait_outcome(task)
+
+
+def result(outcome: Outcome) -> dict[str, object]:
+    assert isinstance(outcome, Succeeded)
+    value: dict[str, object] = MessageToDict(Value.FromString(outcome.result))
+    return value
+
+
+def waiter(directory: Path, name: str = "") -> dict[str, object]:
+    return {
+        "started": str(directory / f"started{name}"),
+        "release": str(directory / f"release{name}"),
+    }
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.005)
+
+
+def warm_up(pool: ProcessPool, recorder: Recorder) -> None:
+    """Run short tasks until the pool sends ahead."""
+    tasks = [make_task("t.echo") for _ in range(100)]
+    for task in tasks:
+        pool.submit(task)
+    for task in tasks:
+        recorder.wait_outcome(task)
+    assert pool.average_run_seconds < 0.005
+
+
+def ahead(pool: ProcessPool) -> int:
+    with pool._lock:
+        return sum(max(0, len(child.runs) - 1) for child in pool._children)
+
+
+def test_the_child_is_on_its_own(
+    make: MakePool, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DATABASE_URL", "DATABASE_URL_FILE", "BROKER_URL", "TOKENS", "TOKENS_FILE"):
+        monkeypatch.setenv(f"JOBSVC_{name}", "secret")
+    monkeypatch.setenv("JOBSVC_SMTP_URL", "smtp://localhost")
+    seen = result(run(make(), recorder, make_task("t.process")))
+    assert seen["pid"] == seen["group"] == seen["session"] != os.getpid()
+    environment, modules = seen["environment"], seen["modules"]
+    assert isinstance(environment, list)
+    assert [name for name in environment if name.startswith("JOBSVC_")] == ["JOBSVC_SMTP_URL"]
+    assert isinstance(modules, list)
+    assert not {"grpc", "sqlalchemy", "kombu", "psycopg2", "jobsvc"}.intersection(modules)
+
+
+def test_prints_do_not_disturb(make: MakePool, recorder: Recorder) -> None:
+    assert isinstance(run(make(), recorder, make_task("t.print")), Succeeded)
+
+
+@pytest.mark.parametrize(
+    ("job_type", "cause"),
+    [
+        ("t.exit", "exit code 3"),
+        ("t.segfault", "signal 11 (SIGSEGV)"),
+        ("t.close_everything", "signal 9 (SIGKILL)"),
+        ("t.write_garbage", "signal 9 (SIGKILL)"),
+    ],
+)
+def test_a_death_hits_its_own_job_alone(
+    make: MakePool, recorder: Recorder, job_type: str, cause: str
+) -> None:
+    pool = make()
+    warm_up(pool, recorder)
+    lost = make_task(job_type)
+    others = [make_task("t.echo") for _ in range(20)]
+    for task in (lost, *others):
+        pool.submit(task)
+    outcome = recorder.wait_outcome(lost)
+    assert isinstance(outcome, WorkerLost)
+    assert outcome.error.type == "WORKER_LOST"
+    assert outcome.error.message == f"the child process died: {cause}"
+    for task in others:
+        assert isinstance(recorder.wait_outcome(task), Succeeded)
+
+
+def test_a_death_takes_along_what_the_handler_started(
+    make: MakePool, recorder: Recorder, tmp_path: Path
+) -> None:
+    pool = make()
+    pids = tmp_path / "pids"
+    outcome = run(pool, recorder, make_task("t.fork_and_exit", {"pids": str(pids)}))
+    assert isinstance(outcome, WorkerLost)
+    orphans = [int(pid) for pid in pids.read_text().split()]
+    wait_until(lambda: not any(is_alive(pid) for pid in orphans))
+    assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_death_from_outside(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
+    pool = make()
+    task = make_task("t.wait", waiter(tmp_path))
+    pool.submit(task)
+    wait_until((tmp_path / "started").exists)
+    psutil.Process().children()[0].kill()
+    outcome = recorder.wait_outcome(task)
+    assert isinstance(outcome, WorkerLost)
+    assert "signal 9" in outcome.error.message
+
+
+def test_an_idle_child_that_dies_is_replaced(make: MakePool, recorder: Recorder) -> None:
+    pool = make()
+    psutil.Process().children()[0].kill()
+    assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded | WorkerLost)
+    assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded)
+
+
+@pytest.mark.parametrize("job_type", ["t.hold_gil", "t.wait"])
+def test_a_timeout_kills(make: MakePool, recorder: Recorder, tmp_path: Path, job_type: str) -> None:
+    pool = make()
+    before = result(run(pool, recorder, make_task("t.process")))["pid"]
+    outcome = run(pool, recorder, make_task(job_type, waiter(tmp_path), timeout_seconds=0.2))
+    assert isinstance(outcome, Failed)
+    assert outcome.error.type == "TIMEOUT"
+    after = result(run(pool, recorder, make_task("t.process")))["pid"]
+    assert after != before
+
+
+@pytest.mark.parametrize("job_type", ["t.hold_gil", "t.wait"])
+def test_a_cancellation_kills_who_does_not_heed(
+    make: MakePool, recorder: Recorder, tmp_path: Path, job_type: str
+) -> None:
+    pool = make()
+    task = make_task(job_type, waiter(tmp_path))
+    pool.submit(task)
+    recorder.wait_started(task)
+    pool.cancel(task.token)
+    assert recorder.wait_outcome(task) == Cancelled()
+    assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded)
+
+
+def test_a_handler_that_heeds_is_not_killed(
+    make: MakePool, recorder: Recorder, tmp_path: Path
+) -> None:
+    pool = make(cancel_grace_seconds=30.0)
+    before = result(run(pool, recorder, make_task("t.process")))["pid"]
+    task = make_task("t.wait_for_cancel", {"seen": str(tmp_path / "seen")})
+    pool.submit(task)
+    recorder.wait_report(task)
+    pool.cancel(task.token)
+    assert recorder.wait_outcome(task) == Cancelled()
+    assert result(run(pool, recorder, make_task("t.process")))["pid"] == before
+
+
+def test_abandoning_kills_at_once(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
+    pool = make(cancel_grace_seconds=30.0)
+    task = make_task("t.wait", waiter(tmp_path))
+    pool.submit(task)
+    wait_until((tmp_path / "started").exists)
+    pool.cancel(task.token)
+    pool.abandon(task.token)
+    assert recorder.wait_outcome(task) == Interrupted()
+    assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded)
+
+
+def test_what_was_sent_ahead_is_taken_back_from_a_slow_child(
+    make: MakePool, recorder: Recorder, tmp_path: Path
+) -> None:
+    pool = make(size=2)
+    warm_up(pool, recorder)
+    slow = [make_task("t.hold_gil") for _ in range(2)]
+    quick = [make_task("t.echo") for _ in range(10)]
+    with pool._lock:  # all at once, so that the quick ones are sent after the slow ones
+        for task in (*slow, *quick):
+            pool.submit(task)
+    wait_until(lambda: len(recorder.started) >= 102 and ahead(pool) == 0)
+    pool.cancel(slow[0].token)
+    for task in quick:
+        assert isinstance(recorder.wait_outcome(task), Succeeded)
+    assert slow[1].token not in recorder.outcomes
+
+
+def sent_ahead(pool: ProcessPool, recorder: Recorder, first: Task, tasks: list[Task]) -> None:
+    """Have `tasks` wait in the child behind `first`."""
+    with pool._lock:
+        for task in (first, *tasks):
+            pool.submit(task)
+    wait_until(lambda: ahead(pool) == len(tasks))
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that was sent ahead is taken back for the first one's slowness."""
+    monkeypatch.setattr(process_module, "_AHEAD_SECONDS_MAX", 1000.0)
+
+
+@pytest.mark.usefixtures("patient")
+def test_what_was_sent_ahead_can_be_cancelled_and_withdrawn(
+    make: MakePool, recorder: Recorder, tmp_path: Path
+) -> None:
+    pool = make()
+    first = make_task("t.hold_gil")
+    tasks = [make_task("t.echo") for _ in range(4)]
+    sent_ahead(pool, recorder, first, tasks)
+    pool.cancel(tasks[1].token)
+    assert recorder.wait_outcome(tasks[1]) == Cancelled()
+    pool.abandon(tasks[2].token)
+    assert recorder.wait_outcome(tasks[2]) == Interrupted()
+    assert pool.withdraw(0) == [tasks[0], tasks[3]]
+    assert recorder.started == [first.token]
+    assert first.token not in recorder.outcomes
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("how", ["death", "timeout", "cancel", "abandon"])
+def test_what_was_sent_ahead_of_a_kill_runs_elsewhere(
+    make: MakePool, recorder: Recorder, tmp_path: Path, how: str
+) -> None:
+    pool = make()
+    timeout_seconds = 0.5 if how == "timeout" else 60.0
+    first = make_task("t.wait", waiter(tmp_path), timeout_seconds=timeout_seconds)
+    tasks = [make_task("t.echo") for _ in range(4)]
+    sent_ahead(pool, recorder, first, tasks)
+    wait_until((tmp_path / "started").exists)
+    if how == "death":
+        psutil.Process().children()[0].kill()
+    elif how == "cancel":
+        pool.cancel(first.token)
+    elif how == "abandon":
+        pool.abandon(first.token)
+    kinds = {"death": WorkerLost, "timeout": Failed, "cancel": Cancelled, "abandon": Interrupted}
+    assert isinstance(recorder.wait_outcome(first), kinds[how])
+    for task in tasks:
+        assert isinstance(recorder.wait_outcome(task), Succeeded)
+    assert recorder.started == [first.token, *(task.token for task in tasks)]
+
+
+@pytest.mark.usefixtures("patient")
+def test_what_was_sent_ahead_is_interrupted_by_a_stop(
+    make: MakePool, recorder: Recorder, tmp_path: Path
+) -> None:
+    pool = make()
+    first = make_task("t.wait", waiter(tmp_path))
+    tasks = [make_task("t.echo") for _ in range(4)]
+    sent_ahead(pool, recorder, first, tasks)
+    wait_until((tmp_path / "started").exists)
+    (tmp_path / "release").touch()
+    with pool._lock:  # so that the first one's end is not seen before the stop
+        assert ahead(pool) == 4
+        for child in pool._children:
+            pool._recall(child)
+    pool.stop(20)
+    assert isinstance(recorder.outcomes[first.token][0], Succeeded)
+    assert all(len(recorder.outcomes[task.token]) == 1 for task in tasks)
+
+
+@pytest.mark.parametrize("delay_seconds", [0.0, 0.0005, 0.001, 0.002, 0.005])
+def test_an_end_in_the_moment_of_a_cancel_is_one_outcome(
+    make: MakePool, recorder: Recorder, delay_seconds: float
+) -> None:
+    pool = make(size=2, cancel_grace_seconds=0.0)
+    warm_up(pool, recorder)
+    tasks = [make_task("t.echo") for _ in range(30)]
+    for task in tasks:
+        pool.submit(task)
+    time.sleep(delay_seconds)
+    for task in tasks[::3]:
+        pool.cancel(task.token)
+    for number, task in enumerate(tasks):
+        outcome = recorder.wait_outcome(task)
+        # Interrupted: started in a child that was being killed for another.
+        allowed = Cancelled | Succeeded if number % 3 == 0 else Succeeded | Interrupted
+        assert isinstance(outcome, allowed)
+    assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded)
+
+
+def test_a_worn_child_is_replaced_without_a_gap(
+    make: MakePool, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "TASKS_PER_CHILD_MAX", 50)
+    pool = make()
+    first = result(run(pool, recorder, make_task("t.process")))["pid"]
+    seen = {first}
+
+    def run_one() -> bool:
+        seen.add(result(run(pool, recorder, make_task("t.process")))["pid"])
+        return len(seen) == 3
+
+    wait_until(run_one)
+    wait_until(lambda: len(psutil.Process().children()) <= 2)
+    assert first not in {child.pid for child in psutil.Process().children()}
+
+
+def test_handlers_that_kill_their_process_at_import(recorder: Recorder) -> None:
+    module = "tests.unit.worker.deadly_handlers"
+    pool = ProcessPool(2, [module], recorder, {"PYTHONPATH": ROOT})
+    with pytest.raises(HandlersError, match=rf"loaded the handlers from {module}: signal 9"):
+        pool.start()
+    assert psutil.Process().children() == []
+
+
+def test_a_child_that_cannot_start_is_tried_again(
+    make: MakePool, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make()
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    assert isinstance(run(pool, recorder, make_task("t.exit")), WorkerLost)
+    task = make_task("t.echo")
+    pool.submit(task)
+    wait_until(lambda: pool._start_failures >= 2)
+    assert task.token not in recorder.outcomes
+    monkeypatch.undo()
+    assert isinstance(recorder.wait_outcome(task), Succeeded)
+
+
+def test_the_children_die_with_their_parent(tmp_path: Path) -> None:
+    script = f"""
+import sys, time
+sys.path.insert(0, {ROOT!r})
+from tests.unit.worker.recorder import Recorder, make_task
+from worker.pool import ProcessPool
+pool = ProcessPool(2, [{HANDLERS!r}], Recorder(), {{"PYTHONPATH": {ROOT!r}}})
+pool.start()
+pool.submit(make_task("t.hold_gil"))
+pool.submit(make_task("t.wait", {waiter(tmp_path)!r}))
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script]) as parent:
+        wait_until((tmp_path / "started").exists)
+        children = psutil.Process(parent.pid).children(recursive=True)
+        assert len(children) == 2
+        parent.kill()
+    wait_until(lambda: not any(is_alive(child.pid) for child in children))
