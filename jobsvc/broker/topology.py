@@ -139,7 +139,13 @@ def _close(channel: Any) -> None:
 
 def broker_errors(connection: kombu.Connection) -> tuple[type[Exception], ...]:
     """What a broken connection or channel raises, time limits of the socket included."""
-    return (*connection.connection_errors, *connection.channel_errors, TimeoutError, OSError)
+    return (
+        *connection.connection_errors,
+        *connection.channel_errors,
+        BrokerUnavailable,
+        TimeoutError,
+        OSError,
+    )
 
 
 def abandon(connection: kombu.Connection) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -133,7 +133,7 @@ class WatchHub:
 
     async def watch(
         self, job_id: str, after_sequence: int, heartbeat_seconds: float
-    ) -> AsyncIterator[JobEvent | Heartbeat]:
+    ) -> AsyncGenerator[JobEvent | Heartbeat, None]:
         """Every event after `after_sequence`, once and in order, then each new one; ends after a
         terminal event that is the job's last so far.
 

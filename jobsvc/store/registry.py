@@ -66,6 +66,11 @@ def retire(tx: Transaction, worker_id: str) -> None:
     tx.execute(sa.delete(workers).where(workers.c.id == worker_id))
 
 
+def worker_ids(connection: sa.Connection) -> list[str]:
+    """Every worker that announced itself and did not retire."""
+    return list(connection.execute(sa.select(workers.c.id)).scalars())
+
+
 def forget_dead(tx: Transaction) -> None:
     tx.execute(sa.delete(workers).where(workers.c.heartbeat_time < tx.now - FORGET))
 

@@ -57,6 +57,11 @@ def require(database: Database) -> None:
         )
 
 
+def ping(connection: sa.Connection) -> None:
+    """Asks the database anything at all."""
+    connection.execute(sa.select(service.c.id))
+
+
 def _refuse_unless_served(database: Database) -> None:
     oldest = str(
         database.read(lambda c: c.execute(sa.select(service.c.oldest_release)).scalar_one())

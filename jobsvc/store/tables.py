@@ -39,8 +39,8 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
             return None
         if dialect.name == "sqlite":
             return EPOCH + value * MICROSECOND
-        moment: datetime = value if value.tzinfo is UTC else value.astimezone(UTC)
-        return moment
+        moment: datetime = value
+        return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
 
 
 JobId = sa.Uuid(as_uuid=False)

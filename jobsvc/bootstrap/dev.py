@@ -1,0 +1,102 @@
+"""The whole service in one process: SQLite and Kombu's memory transport, the same code paths."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import uvloop
+
+from jobsvc import telemetry
+from jobsvc.bootstrap.server import DATABASE_THREADS, OTHER_CONNECTIONS, serve
+from jobsvc.broker.topology import Broker
+from jobsvc.core.model import Effects
+from jobsvc.services.outbox import Outbox
+from jobsvc.settings import Settings
+from jobsvc.store import registry, schema, transitions
+from jobsvc.store.database import Database
+from worker.main import Worker
+
+DEMO = "worker.handlers.demo"
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+REAP_LIMIT = 500
+
+
+class DirectoryInUse(Exception):
+    """Another process has the data directory; the message names it."""
+
+
+def run(settings: Settings, data_dir: Path) -> int:
+    """Serves until SIGTERM or SIGINT; answers the exit code. Raises DirectoryInUse."""
+    telemetry.configure(settings)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    handlers = tuple(dict.fromkeys((*settings.handlers, DEMO)))
+    settings = settings.model_copy(update={"handlers": handlers})
+    with _locked(data_dir):
+        url = f"sqlite:///{(data_dir / 'jobsvc.db').resolve()}"
+        database = Database(url, pool_size=DATABASE_THREADS + OTHER_CONNECTIONS)
+        try:
+            schema.migrate(database)
+            _reap_predecessors(database)
+            uvloop.run(_serve(settings, database, data_dir))
+        finally:
+            database.close()
+    return 0
+
+
+async def _serve(settings: Settings, database: Database, data_dir: Path) -> None:
+    broker = Broker("memory://")
+    workers: list[Worker] = []
+
+    def start(outbox: Outbox, address: str) -> None:
+        mail = data_dir.resolve() / "mail"
+        worker = Worker(settings, database, broker, outbox, {"JOBSVC_MAIL_DIR": str(mail)})
+        worker.start()
+        workers.append(worker)
+        print(_line_to_paste(address), flush=True)  # noqa: T201 - what the command is for
+
+    def stop() -> None:
+        for worker in workers:
+            worker.stop(settings.shutdown_grace)
+
+    await serve(settings, database, broker, on_start=start, on_stopping=stop)
+
+
+def _line_to_paste(address: str) -> str:
+    where = "" if address == DEFAULT_ADDRESS else f" --address {address}"
+    return f"""{sys.argv[0]} submit demo.sleep '{{"seconds": 3, "steps": 10}}' --watch{where}"""
+
+
+def _reap_predecessors(database: Database) -> None:
+    """Whoever worked here before is gone: the lock is ours. Their jobs need not wait for their
+    leases to run out; what was on the broker is dispatched anew because the broker is new."""
+    gone = database.read(registry.worker_ids)
+
+    def reap() -> tuple[int, Effects]:
+        return database.write(lambda tx: transitions.reap_workers(tx, gone, REAP_LIMIT))
+
+    while gone and reap()[0] == REAP_LIMIT:
+        pass
+    for worker_id in gone:
+        database.write(partial(registry.retire, worker_id=worker_id))
+
+
+@contextmanager
+def _locked(data_dir: Path) -> Iterator[None]:
+    with (data_dir / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise DirectoryInUse(
+                f"{data_dir} is in use by process {file.read().strip() or 'unknown'}"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

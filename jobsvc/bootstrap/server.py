@@ -1,0 +1,142 @@
+"""The server process: gRPC in front, upkeep behind, one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import uvloop
+
+from jobsvc import telemetry
+from jobsvc.bootstrap.signals import on_stop
+from jobsvc.broker.listener import HintListener
+from jobsvc.broker.topology import Broker
+from jobsvc.errors import DatabaseUnavailable
+from jobsvc.rpc.interceptors import CallBoundary
+from jobsvc.rpc.server import Server
+from jobsvc.services import upkeep
+from jobsvc.services.jobs import Jobs
+from jobsvc.services.outbox import Outbox
+from jobsvc.services.threads import AsyncDatabase
+from jobsvc.services.watch import WatchHub
+from jobsvc.settings import Settings
+from jobsvc.store import schema
+from jobsvc.store.database import Database
+
+DATABASE_THREADS = 8
+# For the threads beside the event loop's: upkeep loops, outbox, and a worker in `jobsvc dev`.
+OTHER_CONNECTIONS = 10
+PROBE_SECONDS = 2.0
+
+
+def run(settings: Settings) -> int:
+    """Serves until SIGTERM or SIGINT; answers the exit code."""
+    telemetry.configure(settings)
+    database = Database(settings.database_url, pool_size=DATABASE_THREADS + OTHER_CONNECTIONS)
+    try:
+        schema.require(database)
+        broker = Broker(settings.broker_url, settings.queue_type)
+        uvloop.run(serve(settings, database, broker))
+    finally:
+        database.close()
+    return 0
+
+
+async def serve(
+    settings: Settings,
+    database: Database,
+    broker: Broker,
+    *,
+    on_start: Callable[[Outbox, str], None] = lambda outbox, address: None,
+    on_stopping: Callable[[], None] = lambda: None,
+) -> None:
+    """Serves until a signal. `on_start` is called with the outbox and the address when all is up,
+    before the `ready` line; `on_stopping` when it stops taking calls. Both run in a thread."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    on_stop(lambda: loop.call_soon_threadsafe(stop.set))
+    service = Service(settings, database, broker)
+    await service.start()
+    try:
+        await asyncio.to_thread(on_start, service.outbox, service.address)
+        log = telemetry.get_logger("jobsvc")
+        log.warning("no tokens are set: whoever reaches the address may do everything")
+        log.info("ready", address=service.address)
+        await stop.wait()
+        log.info("stopping")
+    finally:
+        await asyncio.gather(asyncio.to_thread(on_stopping), service.stop(settings.shutdown_grace))
+
+
+class Service:
+    """Everything of a server; made, started and stopped in one running event loop."""
+
+    def __init__(self, settings: Settings, database: Database, broker: Broker) -> None:
+        self._database = database
+        self._threads = AsyncDatabase(database, DATABASE_THREADS)
+        self._hub = WatchHub(self._threads, settings.sweep_interval)
+        self.outbox = Outbox(
+            database,
+            broker,
+            on_changes=self._hub.notify,
+            relay_interval=settings.relay_interval,
+            redispatch_interval=settings.redispatch_interval,
+        )
+        self._hints = None if broker.memory else HintListener(broker, self._hub.notify)
+        self._loops = [
+            upkeep.Loop(task, database, self.outbox)
+            for task in upkeep.tasks(settings.promote_interval, settings.reap_interval)
+        ]
+        jobs = Jobs(database, self._threads, self.outbox, self._hub)
+        self._server = Server(settings.listen, jobs, self._hub, CallBoundary())
+        self._probe: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        return self._server.address
+
+    async def start(self) -> None:
+        self._hub.start()
+        self.outbox.start()
+        if self._hints is not None:
+            self._hints.start()
+        for loop in self._loops:
+            loop.start()
+        await self._server.start()
+        self._probe = asyncio.create_task(self._probe_database(), name="probe")
+
+    async def stop(self, grace_seconds: float) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+        await self._server.stop(grace_seconds)
+        await self._hub.stop()
+        stops = [loop.stop for loop in self._loops]
+        if self._hints is not None:
+            stops.append(self._hints.stop)
+        await asyncio.to_thread(_all, stops)
+        await asyncio.to_thread(self.outbox.stop)
+        self._threads.close()
+
+    async def _probe_database(self) -> None:
+        """Health says NOT_SERVING while the database is away."""
+        serving = True
+        while True:
+            await asyncio.sleep(PROBE_SECONDS)
+            try:
+                await self._threads.read(schema.ping)
+                reached = True
+            except DatabaseUnavailable:
+                reached = False
+            if reached is not serving:
+                serving = reached
+                await self._server.set_serving(serving)
+
+
+def _all(stops: list[Callable[[], None]]) -> None:
+    """Side by side: each may wait for a step that is under way."""
+    threads = [threading.Thread(target=stop) for stop in stops]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

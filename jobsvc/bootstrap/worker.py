@@ -1,0 +1,43 @@
+"""The worker process."""
+
+from __future__ import annotations
+
+import threading
+
+from jobsvc import telemetry
+from jobsvc.bootstrap.signals import on_stop
+from jobsvc.broker.topology import Broker
+from jobsvc.services.outbox import Outbox
+from jobsvc.settings import Settings
+from jobsvc.store import schema
+from jobsvc.store.database import Database
+from worker.main import Worker
+
+# Claim, record, lease, outbox and consumer threads have one each.
+CONNECTIONS = 6
+
+
+def run(settings: Settings) -> int:
+    """Works until SIGTERM or SIGINT; answers the exit code."""
+    telemetry.configure(settings)
+    stop = threading.Event()
+    on_stop(stop.set)
+    database = Database(settings.database_url, pool_size=CONNECTIONS)
+    try:
+        schema.require(database)
+        broker = Broker(settings.broker_url, settings.queue_type)
+        outbox = Outbox(database, broker)
+        worker = Worker(settings, database, broker, outbox)
+        worker.start()
+        outbox.start()
+        log = telemetry.get_logger("jobsvc")
+        while not worker.wait_consuming(0.2) and not stop.is_set():
+            pass
+        log.info("ready", worker_id=worker.worker_id)
+        stop.wait()
+        log.info("stopping")
+        worker.stop(settings.shutdown_grace)
+        outbox.stop()
+    finally:
+        database.close()
+    return 0

@@ -1,0 +1,540 @@
+"""From a message to an outcome in the database, in eight steps:
+
+1. receive: a message is a hint that a job may be claimed, and nothing more;
+2. claim: those that can start soon, in one transaction, under a new lease token;
+3. drop: what could not be claimed is acknowledged (it runs, has ended, or waits again);
+4. run: in a slot of the pool, while the lease thread renews;
+5. report: progress, logs and output become events, in batches;
+6. outcome: exactly one, whatever the handler did;
+7. record: the one transition that follows, by token, many in one transaction;
+8. acknowledge: after the commit. What is lost before it comes again and is dropped in step 3.
+
+Threads: the consumer's calls 1, `_claim_forever` does 2 to 4, the pool's call 5 and 6,
+`_record_forever` does 7 and 8, the lease thread comes in by `Keeper`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar, assert_never
+
+from jobsvc import telemetry
+from jobsvc.core.model import (
+    AttemptFailed,
+    Claimed,
+    Ending,
+    Input,
+    Interrupted,
+    JobError,
+    Log,
+    Output,
+    Progress,
+    Report,
+    Snoozed,
+    Stopped,
+    Succeeded,
+)
+from jobsvc.errors import DatabaseUnavailable
+from jobsvc.services.outbox import Outbox
+from jobsvc.store import dispatching, transitions
+from jobsvc.store.database import Database, Transaction
+from jobsvc.store.transitions import LOG_BYTES_MAX, OUTPUT_BYTES_MAX
+from worker import outcome as ran
+from worker.consumer import Consumer, Delivery
+from worker.lease import Leased
+from worker.pool import Pool
+
+T = TypeVar("T")
+
+CLAIM_MAX = 100
+RECORD_MAX = 200
+PREFETCH_MAX = 200
+# Jobs are claimed ahead of a free slot only as far as they will start within this.
+CLAIM_AHEAD_SECONDS = 0.05
+PREFETCH_AHEAD_SECONDS = 0.1
+# What could not start within this goes to somebody else.
+START_WITHIN_SECONDS = 1.0
+# Longer than this an attempt keeps its message: the lease protects it, and the broker gives up on
+# consumers that acknowledge nothing for long (30 min by default).
+DETACH_SECONDS = 600.0
+DATABASE_BACKOFF_SECONDS = 0.2, 5.0
+# The database has been away for this long: no use in holding messages.
+LET_GO_SECONDS = 30.0
+
+
+class Stopping(Exception):
+    """The worker stops; what was not claimed yet stays where it is."""
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One job under one lease, from its claim until its outcome is recorded."""
+
+    claimed: Claimed
+    delivery: Delivery
+    renewed: float
+    lost: bool = False
+    detached: bool = False
+    log_bytes: int = 0
+    output_bytes: int = 0
+
+    @property
+    def job_id(self) -> str:
+        return self.claimed.job_id
+
+    @property
+    def token(self) -> str:
+        return self.claimed.token
+
+    @property
+    def key(self) -> str:
+        """What the pool knows it by; a lease token is shared by all jobs of one claim."""
+        return f"{self.claimed.token}:{self.claimed.job_id}"
+
+
+@dataclass(slots=True)
+class _Records:
+    """What waits to be recorded: reports by attempt, then endings."""
+
+    reports: dict[str, list[Report]] = field(default_factory=dict)
+    endings: dict[str, Ending] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.reports or self.endings)
+
+
+class Attempts:
+    """The worker's runtime. Implements Receiver (for the consumer), Listener (for the pool) and
+    Keeper (for the lease thread); owns the claiming and the recording thread."""
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        worker_id: str,
+        *,
+        concurrency: int,
+        lease_seconds: float,
+        republish: bool,
+    ) -> None:
+        """`republish`: give what cannot start soon back to other workers."""
+        self._database = database
+        self._outbox = outbox
+        self._worker_id = worker_id
+        self._concurrency = concurrency
+        self._lease = lease_seconds
+        self._republish = republish
+        self._lock = threading.Lock()
+        self._inbox: list[tuple[int, int, Delivery]] = []
+        self._arrivals = itertools.count()
+        self._received = threading.Condition(self._lock)
+        self._running: dict[str, Attempt] = {}
+        self._records = _Records()
+        self._recordable = threading.Condition(self._lock)
+        self._prefetch = concurrency
+        self._claiming = self._recording = True
+        self._log = telemetry.get_logger("worker")
+        self._threads = [
+            threading.Thread(target=self._claim_forever, name="claim", daemon=True),
+            threading.Thread(target=self._record_forever, name="record", daemon=True),
+        ]
+
+    def start(
+        self,
+        pool: Pool,
+        types: frozenset[str],
+        consumer: Consumer,
+        beat_now: Callable[[], None],
+    ) -> None:
+        """`types`: what the pool's handlers can run. `beat_now`: have the leases renewed at
+        once."""
+        self._pool = pool
+        self._types = types
+        self._consumer = consumer
+        self._acknowledge = consumer.acknowledge
+        self._beat_now = beat_now
+        for thread in self._threads:
+            thread.start()
+
+    def stop_claiming(self) -> None:
+        with self._lock:
+            self._claiming = False
+            self._inbox.clear()
+            self._received.notify()
+        self._threads[0].join()
+
+    def stop_recording(self) -> None:
+        """After the pool has told every outcome: returns when all are recorded."""
+        with self._lock:
+            self._recording = False
+            self._recordable.notify()
+        self._threads[1].join()
+
+    @property
+    def running_count(self) -> int:
+        return len(self._running)
+
+    # Receiver
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        with self._lock:
+            if self._claiming:
+                heapq.heappush(self._inbox, (-delivery.priority, next(self._arrivals), delivery))
+                self._received.notify()
+
+    def on_channel_lost(self, epoch: int) -> None:
+        with self._lock:
+            self._inbox = [entry for entry in self._inbox if entry[2].epoch > epoch]
+            heapq.heapify(self._inbox)
+
+    def on_cancel_told(self, job_id: str) -> None:
+        with self._lock:
+            ours = any(attempt.job_id == job_id for attempt in self._running.values())
+        if ours:
+            self._beat_now()
+
+    # Listener
+
+    def on_started(self, task: ran.Task) -> None:
+        """Nothing to do: STARTED was recorded with the claim."""
+
+    def on_report(self, task: ran.Task, report: ran.Report) -> None:
+        with self._lock:
+            attempt = self._running.get(task.token)
+            if attempt is None or attempt.lost:
+                return
+            entry = _to_report(report)
+            # The store holds the budget; this only keeps a handler that floods us from our memory.
+            match entry:
+                case Log(_, message):
+                    if attempt.log_bytes > LOG_BYTES_MAX:
+                        return
+                    attempt.log_bytes += len(message.encode())
+                case Output():
+                    if attempt.output_bytes > OUTPUT_BYTES_MAX:
+                        return
+                    attempt.output_bytes += entry.size
+                case Progress():
+                    pass
+            self._records.reports.setdefault(task.token, []).append(entry)
+            self._recordable.notify()
+
+    def on_outcome(self, task: ran.Task, outcome: ran.Outcome) -> None:
+        self._end(task.token, _to_ending(outcome))
+
+    def _end(self, key: str, ending: Ending) -> None:
+        with self._lock:
+            if key in self._running:
+                self._records.endings[key] = ending
+                self._recordable.notify()
+
+    # Keeper
+
+    def leased(self) -> Sequence[Attempt]:
+        with self._lock:
+            return [attempt for attempt in self._running.values() if not attempt.lost]
+
+    def on_lease_lost(self, attempt: Leased, reason: str) -> None:
+        assert isinstance(attempt, Attempt)
+        with self._lock:
+            # With its outcome waiting to be recorded it is no more ours to stop; the token decides.
+            if attempt.key not in self._running or attempt.key in self._records.endings:
+                return
+            attempt.lost = True
+        self._log.warning("attempt stopped", reason=reason, **_ids(attempt.claimed))
+        self._pool.abandon(attempt.key)
+
+    def on_cancel_requested(self, attempt: Leased) -> None:
+        assert isinstance(attempt, Attempt)
+        self._pool.cancel(attempt.key)
+
+    def on_beat(self) -> None:
+        """Long attempts give their message back, and take up none of the prefetch."""
+        latest = time.monotonic() - DETACH_SECONDS
+        with self._lock:
+            long = [
+                attempt
+                for attempt in self._running.values()
+                if not attempt.detached and attempt.delivery.received < latest
+            ]
+            for attempt in long:
+                attempt.detached = True
+        for attempt in long:
+            self._acknowledge(attempt.delivery)
+        self._adapt_prefetch()
+
+    # Claiming
+
+    def _claim_forever(self) -> None:
+        while True:
+            with self._lock:
+                while self._claiming and not (self._inbox and self._room()):
+                    if not self._received.wait(START_WITHIN_SECONDS / 4):
+                        break
+                if not self._claiming:
+                    return
+                batch = self._take()
+            if batch:
+                self._claim(batch)
+            self._give_back()
+            self._adapt_prefetch()
+
+    def _room(self) -> int:
+        """How many more jobs could start soon."""
+        ahead = self._concurrency * CLAIM_AHEAD_SECONDS / max(self._pool.average_run_seconds, 1e-4)
+        return self._concurrency + min(int(ahead), CLAIM_MAX) - len(self._running)
+
+    def _take(self) -> dict[str, Delivery]:
+        """The next messages that can start soon, by priority; one each of a job."""
+        batch: dict[str, Delivery] = {}
+        for _ in range(min(self._room(), CLAIM_MAX, len(self._inbox))):
+            delivery = heapq.heappop(self._inbox)[2]
+            if delivery.job_id in batch:
+                self._acknowledge(delivery)
+            batch.setdefault(delivery.job_id, delivery)
+        return batch
+
+    def _claim(self, batch: dict[str, Delivery]) -> None:
+        token = str(uuid.uuid4())
+        began = time.monotonic()
+        try:
+            result = self._persist(
+                lambda tx: transitions.claim(
+                    tx, batch, self._types, self._worker_id, token, self._lease
+                ),
+                claiming=True,
+            )
+        except Stopping:
+            return
+        except Exception:  # noqa: BLE001 - logged; the others must not wait for a bad one
+            self._log.exception("cannot claim", job_ids=list(batch))
+            for job_id, delivery in batch.items() if len(batch) > 1 else ():
+                self._claim({job_id: delivery})
+            if len(batch) == 1:  # redispatch brings it back, ever more seldom
+                self._acknowledge(next(iter(batch.values())))
+            return
+        attempts = [Attempt(c, batch[c.job_id], began) for c in result.claimed]
+        with self._lock:
+            self._running.update((attempt.key, attempt) for attempt in attempts)
+        for attempt in attempts:
+            self._log.info("job started", **_ids(attempt.claimed))
+            self._pool.submit(_to_task(attempt))
+        self._outbox.tell(result.effects)
+        claimed = {attempt.job_id for attempt in attempts}
+        for job_id, delivery in batch.items():
+            if job_id not in claimed:
+                self._log.debug("message dropped", job_id=job_id)
+                self._acknowledge(delivery)
+
+    def _persist(self, body: Callable[[Transaction], T], *, claiming: bool = False) -> T:
+        """Writes, again and again while the database is out of reach.
+
+        With `claiming` it raises Stopping when the worker stops, and meanwhile lets go of all
+        messages if the database stays away: others may reach it. Raises what the database has
+        against `body`.
+        """
+        began = time.monotonic()
+        suspended = False
+        for tries in itertools.count():
+            try:
+                answer = self._database.write(body)
+                if suspended:
+                    self._consumer.resume()
+                return answer
+            except DatabaseUnavailable as error:
+                if not tries:
+                    self._log.warning("database out of reach", reason=str(error))
+            if claiming:
+                if not self._claiming:
+                    raise Stopping
+                if not suspended and time.monotonic() - began > LET_GO_SECONDS:
+                    suspended = True
+                    self._consumer.suspend()
+            low, high = DATABASE_BACKOFF_SECONDS
+            time.sleep(random.uniform(low, min(high, low * 2 ** min(tries, 8))))
+        raise AssertionError("count() does not end")
+
+    def _give_back(self) -> None:
+        """What waited too long: messages to other workers, claimed jobs to the queue."""
+        for task in self._pool.withdraw(START_WITHIN_SECONDS):
+            self._end(task.token, Interrupted())
+        if not self._republish:
+            return
+        latest = time.monotonic() - START_WITHIN_SECONDS
+        with self._lock:
+            late = [entry[2] for entry in self._inbox if entry[2].received < latest]
+            if late:
+                self._inbox = [entry for entry in self._inbox if entry[2].received >= latest]
+                heapq.heapify(self._inbox)
+        if late:
+            ids = [delivery.job_id for delivery in late]
+            try:
+                effects = self._persist(lambda tx: dispatching.republish(tx, ids), claiming=True)
+            except Stopping:
+                return
+            self._outbox.tell(effects)
+            for delivery in late:
+                self._acknowledge(delivery)
+
+    def _adapt_prefetch(self) -> None:
+        """As many messages as run, and as will start within a moment; none for the slots whose
+        long attempts have given theirs back. Changed only when it matters: it costs the consumer
+        a new subscription."""
+        if not self._republish:
+            return
+        with self._lock:
+            detached = sum(attempt.detached for attempt in self._running.values())
+        slots = self._concurrency - detached
+        ahead = slots * PREFETCH_AHEAD_SECONDS / max(self._pool.average_run_seconds, 1e-4)
+        wanted = min(slots + int(ahead), max(PREFETCH_MAX, slots))
+        small = wanted <= self._concurrency and wanted != self._prefetch
+        if small or not self._prefetch / 2 <= wanted <= self._prefetch * 2:
+            self._prefetch = wanted
+            self._consumer.set_prefetch(wanted)
+
+    # Recording
+
+    def _record_forever(self) -> None:
+        while True:
+            with self._lock:
+                while not self._records and self._recording:
+                    self._recordable.wait()
+                if not self._records:
+                    return
+                reports, endings = self._take_records()
+            if reports:
+                self._record_reports(reports)
+            if endings:
+                self._record_endings(endings)
+
+    def _take_records(self) -> tuple[dict[str, list[Report]], dict[str, Ending]]:
+        """Reports of a job are recorded before its ending, so all of them are taken."""
+        records = self._records
+        reports, records.reports = records.reports, {}
+        keys = list(itertools.islice(records.endings, RECORD_MAX))
+        return reports, {key: records.endings.pop(key) for key in keys}
+
+    def _record_reports(self, reports: dict[str, list[Report]]) -> None:
+        with self._lock:
+            known = {k: self._running[k] for k in reports if k in self._running}
+        batch = {a.job_id: (a.token, reports[key]) for key, a in known.items()}
+        try:
+            _, effects = self._persist(lambda tx: transitions.report(tx, batch))
+        except Exception:  # noqa: BLE001 - logged; a report must not cost anybody an outcome
+            self._log.exception("reports dropped", job_ids=list(batch))
+            return
+        self._outbox.tell(effects)
+
+    def _record_endings(self, endings: dict[str, Ending]) -> None:
+        with self._lock:
+            ended = {key: self._running[key] for key in endings}
+        accepted = self._finish(
+            {a.job_id: (a.token, endings[key]) for key, a in ended.items() if not a.lost}
+        )
+        with self._lock:
+            for key in ended:
+                del self._running[key]
+            self._received.notify()
+        for key, attempt in ended.items():
+            self._log_ending(attempt, endings[key], attempt.job_id in accepted)
+            if not attempt.detached:
+                self._acknowledge(attempt.delivery)
+
+    def _finish(self, batch: dict[str, tuple[str, Ending]]) -> frozenset[str]:
+        """Answers the ids whose ending was accepted. One that the database refuses for what is in
+        it is recorded as a failure instead, and costs the others nothing."""
+        if not batch:
+            return frozenset()
+        try:
+            accepted, effects = self._persist(lambda tx: transitions.finish(tx, batch))
+        except Exception as error:  # noqa: BLE001 - logged, and recorded where it can be
+            self._log.exception("cannot record outcomes", job_ids=list(batch))
+            if len(batch) > 1:
+                return frozenset().union(*(self._finish({k: v}) for k, v in batch.items()))
+            ((job_id, (token, ending)),) = batch.items()
+            refused = JobError("RESULT_INVALID", f"cannot be stored: {type(error).__name__}")
+            if ending == AttemptFailed(refused):
+                return frozenset()  # the lease runs out, and the reaper takes over
+            return self._finish({job_id: (token, AttemptFailed(refused))})
+        self._outbox.tell(effects)
+        return accepted
+
+    def _log_ending(self, attempt: Attempt, ending: Ending, accepted: bool) -> None:
+        if not accepted:
+            # Recorded by whoever took the job over; or by us, if the answer of COMMIT was lost.
+            self._log.warning("outcome dropped: the lease was lost", **_ids(attempt.claimed))
+        elif isinstance(ending, AttemptFailed):
+            self._log.info(
+                "attempt failed",
+                error_type=ending.error.type,
+                retryable=ending.error.retryable,
+                **_ids(attempt.claimed),
+            )
+        else:
+            self._log.info(f"attempt {type(ending).__name__.lower()}", **_ids(attempt.claimed))
+
+
+def _ids(claimed: Claimed) -> dict[str, object]:
+    return {
+        "job_id": claimed.job_id,
+        "job_type": claimed.job_type,
+        "queue": claimed.queue,
+        "attempt": claimed.attempt,
+        "trace_id": claimed.trace_id,
+    }
+
+
+def _to_task(attempt: Attempt) -> ran.Task:
+    claimed = attempt.claimed
+    return ran.Task(
+        token=attempt.key,
+        job_id=claimed.job_id,
+        job_type=claimed.job_type,
+        attempt=claimed.attempt,
+        payload=claimed.input.data,
+        content_type=claimed.input.content_type,
+        idempotency_token=claimed.job_id,
+        timeout_seconds=claimed.timeout,
+        trace_id=claimed.trace_id,
+    )
+
+
+def _to_report(report: ran.Report) -> Report:
+    match report:
+        case ran.ProgressReport(current, total, message):
+            return Progress(current, total or 0.0, message)
+        case ran.LogReport(level, message):
+            return Log(level, message)
+        case ran.OutputReport(text, data):
+            return Output(text, data)
+        case _:
+            assert_never(report)
+
+
+def _to_ending(outcome: ran.Outcome) -> Ending:
+    match outcome:
+        case ran.Succeeded(result, content_type):
+            return Succeeded(Input(result, content_type))
+        case ran.Failed(error, retry_after):
+            return AttemptFailed(_to_error(error), retry_after)
+        case ran.WorkerLost(error):
+            return AttemptFailed(_to_error(error), crashed=True)
+        case ran.Snoozed(after):
+            return Snoozed(after)
+        case ran.Cancelled():
+            return Stopped()
+        case ran.Interrupted():
+            return Interrupted()
+        case _:
+            assert_never(outcome)
+
+
+def _to_error(error: ran.ErrorInfo) -> JobError:
+    return JobError(error.type, error.message, error.traceback, error.retryable)

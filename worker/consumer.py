@@ -1,0 +1,328 @@
+"""The thread that owns the connection to consume on.
+
+It waits on the socket and on a pipe that whoever has an acknowledgement writes to, hands what it
+receives on, and never blocks on anything else. Whatever goes wrong ends in a new connection with a
+new channel and new consumers: one that the broker cancelled is connected, but deaf.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import kombu
+
+from jobsvc import telemetry
+from jobsvc.broker.publisher import Publisher
+from jobsvc.broker.topology import (
+    CONTROL,
+    Broker,
+    abandon,
+    broker_errors,
+)
+from jobsvc.errors import DatabaseUnavailable
+
+RECONNECT_SECONDS = 0.2, 5.0
+TICK_SECONDS = 1.0
+MEMORY_TICK_SECONDS = 0.05
+READ_MAX = 500  # messages, before acknowledgements get their turn again
+INTERNAL_ERROR = 541
+PRECONDITION_FAILED = 406
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message that a worker holds. `tag` means something on the channel of `epoch` only."""
+
+    job_id: str
+    priority: int
+    queue: str
+    tag: int
+    epoch: int
+    received: float  # monotonic seconds
+
+
+class Receiver(Protocol):
+    """Called on the consumer's thread; must not block."""
+
+    def on_delivery(self, delivery: Delivery) -> None: ...
+
+    def on_channel_lost(self, epoch: int) -> None:
+        """Deliveries of this epoch and before will be delivered again."""
+
+    def on_cancel_told(self, job_id: str) -> None:
+        """Some server has requested the cancel of a running job."""
+
+
+class Queues(Protocol):
+    """Which generation of a queue is in use; both calls ask the database."""
+
+    def generations(self, names: Sequence[str]) -> Mapping[str, int]: ...
+
+    def leave_behind(self, name: str, broken: int) -> None: ...
+
+
+class Consumer:
+    def __init__(
+        self,
+        broker: Broker,
+        queue_names: Sequence[str],
+        receiver: Receiver,
+        queues: Queues,
+        prefetch: int,
+    ) -> None:
+        """`prefetch` 0: consume nothing."""
+        self._broker = broker
+        self._names = queue_names
+        self._receiver = receiver
+        self._queues = queues
+        self._wanted = self._prefetch = prefetch
+        self._acks: deque[Delivery] = deque()
+        self._stopping = threading.Event()
+        self._resumed = threading.Event()
+        self._resumed.set()
+        self._epoch = 0
+        self._generations: dict[str, int] = {}
+        self._broken: dict[str, int] = {}
+        self._channel: Any = None
+        self._consumer: Any = None
+        self._consuming = threading.Event()
+        self._poison = Publisher(broker, lambda _: {})
+        self._wake_in, self._wake_out = os.pipe()
+        os.set_blocking(self._wake_in, False)
+        os.set_blocking(self._wake_out, False)
+        self._log = telemetry.get_logger("consumer")
+        self._thread = threading.Thread(target=self._run, name="consumer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wait_consuming(self, seconds: float) -> bool:
+        return self._consuming.wait(seconds)
+
+    @property
+    def consuming(self) -> bool:
+        """Connected, and every queue has a consumer (or none is wanted just now)."""
+        return self._consuming.is_set()
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """From any thread. Of a channel that is gone: forgotten, the message comes again."""
+        self._acks.append(delivery)
+        self._wake()
+
+    def set_prefetch(self, prefetch: int) -> None:
+        """From any thread. How many unacknowledged messages to hold; 0 stops consuming and keeps
+        the connection."""
+        if prefetch != self._wanted:
+            self._wanted = prefetch
+            self._wake()
+
+    def suspend(self) -> None:
+        """From any thread. Lets go of all messages, for others to have, until `resume`."""
+        self._resumed.clear()
+        self._wake()
+
+    def resume(self) -> None:
+        self._resumed.set()
+
+    def stop(self) -> None:
+        """Sends the acknowledgements that wait and closes; what is unacknowledged comes again, to
+        whoever consumes then."""
+        self._stopping.set()
+        self._resumed.set()
+        self._wake()
+        self._thread.join()
+        self._poison.close()
+        os.close(self._wake_in)
+        os.close(self._wake_out)
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):  # full: it is awake already
+            os.write(self._wake_out, b"w")
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            self._resumed.wait()
+            connection = self._broker.connection()
+            try:
+                self._open(connection)
+                failures = 0
+                self._consume(connection)
+            except DatabaseUnavailable as error:
+                self._log.warning("database out of reach", reason=str(error))
+                failures += 1
+            except broker_errors(connection) as error:
+                self._log.warning("consuming interrupted", reason=str(error))
+                failures += 1
+                self._repair(error)
+            except Exception:  # noqa: BLE001 - logged; a deaf worker is worse
+                self._log.exception("consumer failed")
+                failures += 1
+            finally:
+                self._lose_channel()
+                abandon(connection)
+            low, high = RECONNECT_SECONDS
+            if failures:
+                self._stopping.wait(random.uniform(low, min(high, low * 2 ** min(failures, 8))))
+
+    def _open(self, connection: kombu.Connection) -> None:
+        generations = self._queues.generations(self._names)
+        connection.connect()
+        self._broker.declare(connection, generations)
+        self._channel = connection.channel()
+        self._epoch += 1
+        if not self._broker.memory:
+            told = kombu.Queue("", CONTROL, exclusive=True, auto_delete=True, durable=False)
+            listener = kombu.Consumer(
+                connection.channel(), [told], on_message=self._receive_control, no_ack=True
+            )
+            listener.consume()
+        self._subscribe(generations)
+
+    def _subscribe(self, generations: Mapping[str, int]) -> None:
+        self._prefetch = self._wanted
+        self._generations = dict(generations)
+        if self._prefetch:
+            # Kombu's memory transport knows no priorities: take all, the receiver sorts.
+            if not self._broker.memory:
+                self._channel.basic_qos(0, self._prefetch, False)
+            queues = [self._broker.queue(name, generations[name]) for name in self._names]
+            self._consumer = kombu.Consumer(
+                self._channel, queues, on_message=self._receive, auto_declare=False
+            )
+            self._consumer.consume()
+        self._broken.clear()
+        self._consuming.set()
+        self._log.info("consuming", queues=list(self._names), prefetch=self._prefetch)
+
+    def _consume(self, connection: kombu.Connection) -> None:
+        while self._resumed.is_set() and not self._stopping.is_set():
+            self._send_acks()
+            if self._wanted != self._prefetch:
+                self._resubscribe()
+            self._read(connection)
+            connection.heartbeat_check()
+        self._send_acks()
+
+    def _resubscribe(self) -> None:
+        if self._consumer is not None:
+            self._consumer.cancel()
+            self._consumer = None
+        self._subscribe(self._generations)
+
+    def _read(self, connection: kombu.Connection) -> None:
+        if self._broker.memory:
+            self._drain(connection, MEMORY_TICK_SECONDS)
+            return
+        transport = connection.connection.transport
+        buffered = getattr(transport.sock, "pending", lambda: 0)()  # of TLS
+        ready, _, _ = select.select(
+            [transport.sock, self._wake_in], [], [], 0 if buffered else TICK_SECONDS
+        )
+        if self._wake_in in ready:
+            with suppress(BlockingIOError):
+                os.read(self._wake_in, 65536)
+        if transport.sock in ready or buffered:
+            self._drain(connection, 0)
+
+    def _drain(self, connection: kombu.Connection, timeout: float) -> None:
+        with suppress(TimeoutError):  # nothing more to read
+            for _ in range(READ_MAX):
+                connection.drain_events(timeout=timeout)
+                if self._acks and self._broker.memory:
+                    return
+
+    def _send_acks(self) -> None:
+        while self._acks:
+            delivery = self._acks.popleft()
+            if delivery.epoch == self._epoch:
+                self._channel.basic_ack(delivery.tag)
+
+    def _receive(self, message: Any) -> None:
+        try:
+            body = json.loads(message.body)
+            if body["v"] != 1:
+                raise ValueError(f"version {body['v']!r}")
+            job_id = _canonical_id(body["job_id"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            self._log.error("unreadable message put away", reason=str(error)[:200])
+            self._poison.publish_poison(_bytes(message.body))
+            self._channel.basic_ack(message.delivery_tag)
+            return
+        self._receiver.on_delivery(
+            Delivery(
+                job_id=job_id,
+                priority=message.properties.get("priority") or 0,
+                queue=message.delivery_info["routing_key"],
+                tag=message.delivery_tag,
+                epoch=self._epoch,
+                received=time.monotonic(),
+            )
+        )
+
+    def _receive_control(self, message: Any) -> None:
+        try:
+            job_id = _canonical_id(json.loads(message.body)["cancel"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            self._log.warning("unreadable control message", reason=str(error)[:200])
+            return
+        self._receiver.on_cancel_told(job_id)
+
+    def _lose_channel(self) -> None:
+        self._consuming.clear()
+        self._consumer = self._channel = None
+        self._acks.clear()
+        self._receiver.on_channel_lost(self._epoch)
+
+    def _repair(self, error: BaseException) -> None:
+        """A queue that cannot be used is deleted and declared anew; one that cannot even be that
+        is left behind for its next generation. The jobs are in the database either way."""
+        code = getattr(error, "code", None) or getattr(error, "reply_code", None)
+        if code not in (INTERNAL_ERROR, PRECONDITION_FAILED):
+            return
+        for name in self._names:
+            generation = self._generations.get(name, 1)
+            self._broken[name] = self._broken.get(name, 0) + 1
+            if (
+                code == INTERNAL_ERROR
+                and self._broken[name] == 1
+                and self._delete(name, generation)
+            ):
+                continue
+            self._queues.leave_behind(name, generation)
+
+    def _delete(self, name: str, generation: int) -> bool:
+        connection = self._broker.connection()
+        try:
+            connection.connect()
+            self._broker.queue(name, generation)(connection.default_channel).delete()
+        except broker_errors(connection) as error:
+            self._log.error("cannot delete a broken queue", queue=name, reason=str(error))
+            return False
+        finally:
+            abandon(connection)
+        self._log.warning("deleted a broken queue", queue=name)
+        return True
+
+
+def _canonical_id(value: Any) -> str:
+    """Raises ValueError for anything but a job id."""
+    job_id = str(uuid.UUID(value))
+    if job_id != value:
+        raise ValueError("not a canonical job id")
+    return job_id
+
+
+def _bytes(body: Any) -> bytes:
+    return body.encode() if isinstance(body, str) else bytes(body)

@@ -1,0 +1,128 @@
+"""Leases: a thread with a database connection of its own renews those of all running attempts.
+
+An attempt whose lease is gone is stopped and its outcome dropped; somebody else may run the job by
+now. One whose lease could not be renewed for nearly as long as it lasts is stopped before anybody
+else can (self-fence). Time is measured from the start of the last renewal that succeeded.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from jobsvc import telemetry
+from jobsvc.errors import DatabaseUnavailable
+from jobsvc.store import registry, transitions
+from jobsvc.store.database import Database, Transaction
+
+# Of the lease, after which an attempt that was not renewed stops itself: 25 s of 30 s.
+FENCE_SHARE = 5 / 6
+
+
+class Leased(Protocol):
+    """A running attempt as the keeper sees it."""
+
+    @property
+    def job_id(self) -> str: ...
+
+    @property
+    def token(self) -> str: ...
+
+    renewed: float  # monotonic seconds: the start of the last renewal that succeeded
+
+
+class Keeper(Protocol):
+    def leased(self) -> Sequence[Leased]: ...
+
+    def on_lease_lost(self, attempt: Leased, reason: str) -> None: ...
+
+    def on_cancel_requested(self, attempt: Leased) -> None: ...
+
+    def on_beat(self) -> None:
+        """Called once a heartbeat, for what else is to be looked at now and then."""
+
+
+class LeaseThread:
+    def __init__(
+        self,
+        database: Database,
+        worker_id: str,
+        keeper: Keeper,
+        announce: Callable[[], None],
+        *,
+        lease_seconds: float,
+        heartbeat_seconds: float,
+    ) -> None:
+        """`announce` makes the worker known again, should it have been forgotten."""
+        self._database = database
+        self._worker_id = worker_id
+        self._keeper = keeper
+        self._announce = announce
+        self._lease = lease_seconds
+        self._heartbeat = heartbeat_seconds
+        self._wake = threading.Event()
+        self._stopping = False
+        self._log = telemetry.get_logger("lease")
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def beat_now(self) -> None:
+        """Renews at once: something about a job may have changed."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        next_beat = time.monotonic() + self._heartbeat
+        # While the database is away it is asked more often, to renew before a fence falls.
+        retry = min(1.0, self._heartbeat / 4)
+        while not self._stopping:
+            self._wake.wait(max(0.0, next_beat - time.monotonic()))
+            self._wake.clear()
+            reached = self._beat()
+            self._fence()
+            next_beat = time.monotonic() + (self._heartbeat if reached else retry)
+
+    def _beat(self) -> bool:
+        started = time.monotonic()
+        attempts = self._keeper.leased()
+        leases = {attempt.job_id: attempt.token for attempt in attempts}
+
+        def renew(tx: Transaction) -> tuple[dict[tuple[str, str], bool], bool]:
+            known = registry.heartbeat(tx, self._worker_id)
+            held = transitions.renew(tx, leases, self._lease) if leases else {}
+            return held, known
+
+        try:
+            held, known = self._database.write(renew)
+            if not known:
+                self._announce()
+        except DatabaseUnavailable as error:
+            self._log.warning("cannot renew leases", reason=str(error), count=len(leases))
+            return False
+        except Exception:  # noqa: BLE001 - logged; the fence stops what cannot be renewed
+            self._log.exception("renewing leases failed")
+            return False
+        for attempt in attempts:
+            cancel = held.get((attempt.job_id, attempt.token))
+            if cancel is None:
+                self._keeper.on_lease_lost(attempt, "the lease was lost")
+            else:
+                attempt.renewed = started
+                if cancel:
+                    self._keeper.on_cancel_requested(attempt)
+        self._keeper.on_beat()
+        return True
+
+    def _fence(self) -> None:
+        latest = time.monotonic() - self._lease * FENCE_SHARE
+        for attempt in self._keeper.leased():
+            if attempt.renewed < latest:
+                self._keeper.on_lease_lost(attempt, "the lease could not be renewed")

@@ -1,0 +1,154 @@
+"""The worker: its parts in the order in which they start, and stop."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+
+from jobsvc import __version__, telemetry
+from jobsvc.broker.topology import Broker
+from jobsvc.core.model import JobTypeInfo, WorkerInfo
+from jobsvc.services.outbox import Outbox
+from jobsvc.settings import Settings
+from jobsvc.store import registry
+from jobsvc.store.database import Database
+from worker.attempt import PREFETCH_MAX, Attempts
+from worker.consumer import Consumer
+from worker.lease import LeaseThread
+from worker.outcome import JobTypeInfo as Announced
+from worker.pool import make_pool
+
+# What a worker on Kombu's memory transport may hold: all there is.
+MEMORY_PREFETCH = 1_000_000
+
+
+class DatabaseQueues:
+    """Implements the consumer's Queues."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def generations(self, names: Sequence[str]) -> Mapping[str, int]:
+        self._database.write(lambda tx: registry.add_queues(tx, names))
+        known = self._database.read(registry.generations)
+        return {name: known[name] for name in names}
+
+    def leave_behind(self, name: str, broken: int) -> None:
+        self._database.write(lambda tx: registry.next_generation(tx, name, broken))
+
+
+class Worker:
+    """Runs in threads of its own beside whatever else the process does."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        broker: Broker,
+        outbox: Outbox,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`environment` is added to what handlers see in theirs."""
+        # New at each start: a name that is used again would hide the jobs of the dead.
+        self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._settings = settings
+        self._database = database
+        self._log = telemetry.get_logger("worker")
+        self._attempts = Attempts(
+            database,
+            outbox,
+            self.worker_id,
+            concurrency=settings.concurrency,
+            lease_seconds=settings.lease,
+            republish=not broker.memory,
+        )
+        self._pool = make_pool(
+            settings.isolation,
+            settings.concurrency,
+            settings.handlers,
+            self._attempts,
+            environment,
+        )
+        self._consumer = Consumer(
+            broker,
+            settings.queues,
+            self._attempts,
+            DatabaseQueues(database),
+            settings.concurrency,
+        )
+        self._lease = LeaseThread(
+            database,
+            self.worker_id,
+            self._attempts,
+            self._announce,
+            lease_seconds=settings.lease,
+            heartbeat_seconds=settings.heartbeat,
+        )
+        self._prefetch = (
+            MEMORY_PREFETCH if broker.memory else max(PREFETCH_MAX, settings.concurrency)
+        )
+        self._types: list[JobTypeInfo] = []
+
+    def start(self) -> None:
+        """Returns when it is announced and about to consume. Raises HandlersError, and
+        DatabaseUnavailable; it is stopped then."""
+        self._types = [_job_type(announced) for announced in self._pool.start()]
+        try:
+            self._announce()
+        except BaseException:
+            self._pool.stop(0)
+            raise
+        types = frozenset(job_type.name for job_type in self._types)
+        self._attempts.start(self._pool, types, self._consumer, self._lease.beat_now)
+        self._lease.start()
+        self._consumer.start()
+        self._log.info("worker started", worker_id=self.worker_id, job_types=sorted(types))
+
+    @property
+    def consuming(self) -> bool:
+        return self._consumer.consuming
+
+    def wait_consuming(self, seconds: float) -> bool:
+        return self._consumer.wait_consuming(seconds)
+
+    def stop(self, grace_seconds: float) -> None:
+        """Takes no more, lets what runs end within the grace, puts the rest back into the queue,
+        records every outcome, and only then lets go of the broker."""
+        self._consumer.set_prefetch(0)
+        self._attempts.stop_claiming()
+        self._pool.stop(grace_seconds)
+        self._attempts.stop_recording()
+        self._lease.stop()
+        self._consumer.stop()
+        self._database.write(lambda tx: registry.retire(tx, self.worker_id))
+        self._log.info("worker stopped", worker_id=self.worker_id)
+
+    def hurry(self) -> None:
+        """From a signal handler's thread: end the grace of a `stop` that is under way."""
+        self._pool.stop(0)
+
+    def _announce(self) -> None:
+        worker = WorkerInfo(
+            worker_id=self.worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            queues=tuple(self._settings.queues),
+            job_types=tuple(sorted(t.name for t in self._types)),
+            concurrency=self._settings.concurrency,
+            prefetch=self._prefetch,
+        )
+        self._database.write(lambda tx: registry.announce(tx, worker, self._types))
+
+
+def _job_type(announced: Announced) -> JobTypeInfo:
+    return JobTypeInfo(
+        name=announced.name,
+        description=announced.description,
+        payload_schema=announced.payload_schema_json,
+        queue=announced.queue,
+        max_attempts=announced.max_attempts,
+        timeout=announced.timeout_seconds,
+    )
