@@ -33,11 +33,11 @@ def open_database(url: str) -> Database:
     return database
 
 
-@pytest.fixture(scope="module", params=["sqlite", *POSTGRESQL])
+@pytest.fixture(scope="session", params=["sqlite", *POSTGRESQL])
 def store_url(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """An empty database for this module."""
+    """A database for the whole run; each test finds its tables empty."""
     if request.param == "sqlite":
         yield sqlite_url(tmp_path_factory.mktemp("store"))
         return
@@ -45,21 +45,21 @@ def store_url(
         yield url
 
 
-@pytest.fixture(scope="module", params=list(POSTGRESQL))
+@pytest.fixture(scope="session", params=list(POSTGRESQL))
 def postgresql_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The same where a test is about PostgreSQL alone."""
     with fresh_database(request.getfixturevalue(POSTGRESQL[request.param])) as url:
         yield url
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def migrated(store_url: str) -> Iterator[Database]:
     database = open_database(store_url)
     yield database
     database.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def migrated_postgresql(postgresql_url: str) -> Iterator[Database]:
     database = open_database(postgresql_url)
     yield database

@@ -237,15 +237,12 @@ class House:
 
 
 def wipe(database: Database) -> None:
-    """Empties every table and keeps the one row of `service`."""
+    """Empties every table but `service`, which keeps its one row."""
+    tables = [table for table in metadata.sorted_tables if table is not service]
 
     def body(tx: Transaction) -> None:
-        tables = [table for table in metadata.sorted_tables if table is not service]
-        if database.sqlite:
-            for table in tables:
-                tx.execute(sa.delete(table))
-        else:
-            tx.execute(sa.text(f"TRUNCATE {', '.join(table.name for table in tables)}"))
+        for table in tables:
+            tx.execute(sa.delete(table))
 
     database.write(body)
 

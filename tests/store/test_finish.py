@@ -251,3 +251,17 @@ def test_many_end_in_one_transaction_each_by_its_own_token(house: House) -> None
     assert {c.job_id: c.last_sequence for c in effects.changes} == {good.job_id: 3, bad.job_id: 4}
     states = [house.get(c.job_id).state for c in (good, bad, stale)]
     assert states == ["SUCCEEDED", "FAILED", "RUNNING"]
+
+
+def test_results_with_and_without_a_type_are_written_together(house: House) -> None:
+    """NULL beside a value: where many rows go as arrays, they must keep apart."""
+    results = [Input(b"plain"), Input(b"\x00", "image/png"), Input(b"")]
+    running = [house.start() for _ in results]
+    endings: dict[str, tuple[str, Ending]] = {
+        claimed.job_id: (claimed.token, Succeeded(result))
+        for claimed, result in zip(running, results, strict=True)
+    }
+    house.write(lambda tx: transitions.finish(tx, endings))
+    for claimed, result in zip(running, results, strict=True):
+        row = house.row(claimed.job_id)
+        assert Input(row.result, row.result_content_type) == result
