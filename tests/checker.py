@@ -125,9 +125,11 @@ def _history(job: Any, events: Sequence[Any]) -> Iterator[str]:
         cancel_requested |= event.type == EventType.CANCEL_REQUESTED
         if cancel_requested and state in WAITING_STATES:
             yield f"event {event.sequence} goes back to {state} after CANCEL_REQUESTED"
-        has_error = "error" in (event.detail or {})
-        if has_error != (event.type in _WITH_ERROR):
-            yield f"event {event.sequence}, {event.type}, {'has an' if has_error else 'no'} error"
+        if arrow[0] is JobState.RUNNING and state is JobState.CANCELLED and not cancel_requested:
+            yield f"event {event.sequence} is CANCELLED without CANCEL_REQUESTED"
+        if (event.type in _WITH_ERROR) != ("error" in (event.detail or {})):
+            has = "has no" if event.type in _WITH_ERROR else "has an"
+            yield f"event {event.sequence}, {event.type}, {has} error"
         if event.type == EventType.ATTEMPT_FAILED:
             yield from _after_failure(event, following)
     ends = [event.sequence for event in events if EventType(event.type).terminal]
