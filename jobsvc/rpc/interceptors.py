@@ -14,20 +14,27 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
-from jobsvc.errors import Draining, FeatureUnimplemented, Undecodable, WatcherTooSlow
+from jobsvc.errors import (
+    Draining,
+    FeatureUnimplemented,
+    InvalidRequest,
+    Undecodable,
+    WatcherTooSlow,
+)
 from jobsvc.rpc import status
 from jobsvc.telemetry import get_logger
 
 log = get_logger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
-Handler = grpc.RpcMethodHandler[Any, Any]
+# Generic to the type checker alone.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 OURS = "/jobsvc.v1."
 WRITE_SECONDS_MAX = 20.0
@@ -233,6 +240,9 @@ def _log_failure(name: str, start: float, error: BaseException, answer: status.A
     fields = {"method": name, "code": answer.code.name, "ms": _ms_since(start)}
     if answer.error_id:
         log.error("call failed", **fields, error_id=answer.error_id, exc_info=error)
+    elif isinstance(error, InvalidRequest):
+        # Its message names members of payloads.
+        log.info("call refused", **fields, reason=answer.reason)
     else:
         log.info("call refused", **fields, reason=answer.reason, message=answer.message)
 

@@ -33,7 +33,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         by = caller(context)
 
         def prepare(registry: Registry) -> NewJob:
-            validate.check(validate.submit_job(request, registry.types, time.time()))
+            validate.check(validate.submit_job(request, registry.types, time.time_ns()))
             return convert.new_job(request, by.actor, by.trace_id)
 
         submit = self._jobs.preview if request.validate_only else self._jobs.submit
@@ -72,7 +72,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         by = caller(context)
 
         def prepare(registry: Registry) -> NewJob:
-            validate.check(validate.run_job(request, registry.types, time.time()))
+            validate.check(validate.run_job(request, registry.types, time.time_ns()))
             return convert.new_job(request.request, by.actor, by.trace_id)
 
         job_id = (await self._jobs.submit(prepare)).job_id
@@ -133,7 +133,7 @@ class _Batch:
 
     def jobs(self, registry: Registry) -> list[NewJob]:
         if registry.revision != self._revision:
-            validate.check(validate.submit_jobs(self._request, registry.types, time.time()))
+            validate.check(validate.submit_jobs(self._request, registry.types, time.time_ns()))
             self._jobs = [
                 convert.new_job(each, self._by.actor, self._by.trace_id)
                 for each in self._request.requests

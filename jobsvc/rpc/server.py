@@ -116,7 +116,7 @@ def _describe_reflection_v1() -> None:
     reflection_pb2.DESCRIPTOR.CopyToProto(alpha)
     text = text_format.MessageToString(alpha)
     text = text.replace("grpc.reflection.v1alpha", "grpc.reflection.v1")
-    text = text.replace("grpc/reflection/v1alpha", "grpc/reflection/v1")
+    text = text.replace("grpc_reflection/v1alpha", "grpc/reflection/v1")
     descriptor_pool.Default().AddSerializedFile(
         text_format.Parse(text, FileDescriptorProto()).SerializeToString()
     )

@@ -38,8 +38,11 @@ REQUESTS_MAX = 1_000
 LABELS_MAX = 32
 KEY_CHARACTERS_MAX = 255
 REASON_CHARACTERS_MAX = 1_000
-# More of one payload are of use to nobody, and 100,000 of them would cost memory.
+# More are of use to nobody: an answer has room for some kilobytes. Without these limits a request
+# could be made to cost hundreds of times its own size.
 PAYLOAD_VIOLATIONS_MAX = 100
+VIOLATIONS_MAX = 1_000
+PATH_CHARACTERS_MAX = 300
 
 SECOND = 1_000_000_000
 HOUR = 3_600 * SECOND
@@ -63,9 +66,9 @@ def check(violations: Violations) -> None:
 
 
 def submit_job(
-    request: job_service_pb2.SubmitJobRequest, types: Types, now: float, prefix: str = ""
+    request: job_service_pb2.SubmitJobRequest, types: Types, now: int, prefix: str = ""
 ) -> Violations:
-    """`now`: the time in seconds since 1970. `prefix`: goes before every path, such as
+    """`now`: nanoseconds since 1970. `prefix`: goes before every path, such as
     `requests[3].`. Raises FeatureUnimplemented."""
     for feature in ("unique", "concurrency"):
         if request.HasField(feature):
@@ -92,7 +95,7 @@ def submit_job(
     return found
 
 
-def submit_jobs(request: job_service_pb2.SubmitJobsRequest, types: Types, now: float) -> Violations:
+def submit_jobs(request: job_service_pb2.SubmitJobsRequest, types: Types, now: int) -> Violations:
     """Raises FeatureUnimplemented."""
     if not 1 <= len(request.requests) <= REQUESTS_MAX:
         return [Violation("requests", "must hold 1 to 1,000 requests")]
@@ -101,10 +104,12 @@ def submit_jobs(request: job_service_pb2.SubmitJobsRequest, types: Types, now: f
     found: Violations = []
     for index, each in enumerate(request.requests):
         found += submit_job(each, types, now, f"requests[{index}].")
+        if len(found) >= VIOLATIONS_MAX:
+            break
     return found
 
 
-def run_job(request: job_service_pb2.RunJobRequest, types: Types, now: float) -> Violations:
+def run_job(request: job_service_pb2.RunJobRequest, types: Types, now: int) -> Violations:
     """Raises FeatureUnimplemented."""
     found = submit_job(request.request, types, now, "request.")
     if request.request.validate_only:
@@ -175,7 +180,7 @@ def _labels(labels: Mapping[str, str], path: str) -> Violations:
 # Times and spans.
 
 
-def _times(request: job_service_pb2.SubmitJobRequest, prefix: str, now: float) -> Violations:
+def _times(request: job_service_pb2.SubmitJobRequest, prefix: str, now: int) -> Violations:
     found: Violations = []
     match request.WhichOneof("when"):
         case "schedule_time":
@@ -245,10 +250,10 @@ def _nanoseconds(span: Duration) -> int | None:
     return seconds * SECOND + nanos
 
 
-def _moment(moment: Timestamp, path: str, now: float) -> Violations:
+def _moment(moment: Timestamp, path: str, now: int) -> Violations:
     if not (-62_135_596_800 <= moment.seconds <= 253_402_300_799 and 0 <= moment.nanos < SECOND):
         return [Violation(path, "is not a valid Timestamp")]
-    if moment.seconds * SECOND + moment.nanos > int(now * SECOND) + SPAN_MAX:
+    if moment.seconds * SECOND + moment.nanos > now + SPAN_MAX:
         return [Violation(path, "must be at most 366 days ahead")]
     return []
 
@@ -325,13 +330,15 @@ def _flaw(kind: str | None, value: Value) -> str:
 
 
 def _member(path: str, key: str | int) -> str:
+    if len(path) > PATH_CHARACTERS_MAX:
+        return path
     if isinstance(key, int):
         return f"{path}[{key}]"
     return f"{path}.{key}" if _plain_member(key) else f"{path}[{_quoted(key)}]"
 
 
 def _quoted(key: str) -> str:
-    """Plain ASCII, and cut: an answer has room for some kilobytes."""
+    """Plain ASCII, and cut."""
     return json.dumps(key if len(key) <= 64 else f"{key[:63]}…")
 
 

@@ -1,0 +1,88 @@
+"""A gRPC server over the real services on SQLite, and channels to it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from generated.jobsvc.v1 import job_service_pb2_grpc
+from jobsvc.broker.topology import Broker
+from jobsvc.core.model import Claimed, Effects, Ending, JobTypeInfo, Report
+from jobsvc.rpc.interceptors import CallBoundary
+from jobsvc.rpc.server import Server
+from jobsvc.services.jobs import Jobs
+from jobsvc.services.outbox import Outbox
+from jobsvc.services.threads import AsyncDatabase
+from jobsvc.services.watch import WatchHub
+from tests.store.conftest import open_database, sqlite_url
+from tests.store.house import House, worker
+
+SWEEP_SECONDS = 0.2
+THREADS = 4
+
+
+@dataclass(frozen=True)
+class World:
+    """A server, a client's stub, and the worker's side of the store."""
+
+    server: Server
+    boundary: CallBoundary
+    hub: WatchHub
+    house: House
+    threads: AsyncDatabase
+    channel: grpc.aio.Channel
+    stub: Any
+
+    async def start(self, job_id: str) -> Claimed:
+        """An attempt of the job begins."""
+        claimed: Claimed = await self._tell(self.house.claim, job_id)
+        return claimed
+
+    async def report(self, claimed: Claimed, *entries: Report) -> None:
+        assert await self._tell(self.house.report, claimed, *entries)
+
+    async def finish(self, claimed: Claimed, ending: Ending) -> None:
+        assert await self._tell(self.house.finish, claimed, ending)
+
+    async def announce(self, *types: JobTypeInfo) -> None:
+        names = tuple(each.name for each in types)
+        await self.threads.run(self.house.announce, worker(job_types=names), *types)
+
+    async def _tell(self, verb: Any, *arguments: Any) -> Any:
+        def run() -> tuple[Any, Effects]:
+            answer = verb(*arguments)
+            return answer, self.house.effects
+
+        answer, effects = await self.threads.run(run)
+        self.hub.notify(effects.changes)
+        return answer
+
+
+@pytest.fixture
+def boundary() -> CallBoundary:
+    """A module replaces it to have other limits."""
+    return CallBoundary()
+
+
+@pytest.fixture
+async def world(tmp_path: Path, boundary: CallBoundary) -> AsyncIterator[World]:
+    database = open_database(sqlite_url(tmp_path))
+    threads = AsyncDatabase(database, THREADS)
+    hub = WatchHub(threads, SWEEP_SECONDS)
+    # Its thread is not started: what is owed to the broker is of no concern here.
+    outbox = Outbox(database, Broker("memory://rpc-tests"), on_changes=hub.notify)
+    server = Server("127.0.0.1:0", Jobs(database, threads, outbox, hub), hub, boundary)
+    hub.start()
+    await server.start()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = job_service_pb2_grpc.JobServiceStub(channel)
+        yield World(server, boundary, hub, House(database), threads, channel, stub)
+    await server.stop(grace_seconds=5)
+    await hub.stop()
+    threads.close()
+    database.close()
