@@ -16,7 +16,7 @@ from jobsvc.core.model import Claimed, Effects, Ending, JobTypeInfo, Report
 from jobsvc.rpc.interceptors import CallBoundary
 from jobsvc.rpc.server import Server
 from jobsvc.services.jobs import Jobs
-from jobsvc.services.outbox import Outbox
+from jobsvc.outbox import Outbox
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import WatchHub
 from tests.store.conftest import open_database, sqlite_url
