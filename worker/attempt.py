@@ -42,7 +42,7 @@ from jobsvc.core.model import (
     Succeeded,
 )
 from jobsvc.errors import DatabaseUnavailable
-from jobsvc.services.outbox import Outbox
+from jobsvc.outbox import Outbox
 from jobsvc.store import dispatching, transitions
 from jobsvc.store.database import Database, Transaction
 from jobsvc.store.transitions import LOG_BYTES_MAX, OUTPUT_BYTES_MAX

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from jobsvc import __version__, telemetry
 from jobsvc.broker.topology import Broker
 from jobsvc.core.model import JobTypeInfo, WorkerInfo
-from jobsvc.services.outbox import Outbox
+from jobsvc.outbox import Outbox
 from jobsvc.settings import Settings
 from jobsvc.store import registry
 from jobsvc.store.database import Database

@@ -16,7 +16,7 @@ from jobsvc import telemetry
 from jobsvc.bootstrap.server import DATABASE_THREADS, OTHER_CONNECTIONS, serve
 from jobsvc.broker.topology import Broker
 from jobsvc.core.model import Effects
-from jobsvc.services.outbox import Outbox
+from jobsvc.outbox import Outbox
 from jobsvc.settings import Settings
 from jobsvc.store import registry, schema, transitions
 from jobsvc.store.database import Database
@@ -25,6 +25,7 @@ from worker.main import Worker
 DEMO = "worker.handlers.demo"
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 REAP_LIMIT = 500
+START_SECONDS = 10.0
 
 
 class DirectoryInUse(Exception):
@@ -58,6 +59,7 @@ async def _serve(settings: Settings, database: Database, data_dir: Path) -> None
         worker = Worker(settings, database, broker, outbox, {"JOBSVC_MAIL_DIR": str(mail)})
         worker.start()
         workers.append(worker)
+        worker.wait_consuming(START_SECONDS)
         print(_line_to_paste(address), flush=True)  # noqa: T201 - what the command is for
 
     def stop() -> None:

@@ -13,11 +13,11 @@ from jobsvc.bootstrap.signals import on_stop
 from jobsvc.broker.listener import HintListener
 from jobsvc.broker.topology import Broker
 from jobsvc.errors import DatabaseUnavailable
+from jobsvc.outbox import Outbox
 from jobsvc.rpc.interceptors import CallBoundary
 from jobsvc.rpc.server import Server
 from jobsvc.services import upkeep
 from jobsvc.services.jobs import Jobs
-from jobsvc.services.outbox import Outbox
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import WatchHub
 from jobsvc.settings import Settings

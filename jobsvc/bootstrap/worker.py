@@ -7,7 +7,7 @@ import threading
 from jobsvc import telemetry
 from jobsvc.bootstrap.signals import on_stop
 from jobsvc.broker.topology import Broker
-from jobsvc.services.outbox import Outbox
+from jobsvc.outbox import Outbox
 from jobsvc.settings import Settings
 from jobsvc.store import schema
 from jobsvc.store.database import Database

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import sqlalchemy as sa
-
 from jobsvc import telemetry
 from jobsvc.core.model import Job, JobEvent, JobOutcome, NewJob
 from jobsvc.core.states import JobState
 from jobsvc.errors import IdempotencyKeyReused, JobUnknown, RegistryChanged, SequenceOutOfRange
-from jobsvc.services.outbox import Outbox
+from jobsvc.outbox import Outbox
 from jobsvc.services.submitting import GroupCommit, Registry
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import WatchHub
 from jobsvc.store import queries, registry, submission, transitions
-from jobsvc.store.database import Database, clock
+from jobsvc.store.database import Connection, Database, clock
 from jobsvc.store.submission import Submitted
 
 __all__ = ["Jobs", "Registry", "Submitted"]
@@ -69,7 +67,7 @@ class Jobs:
         known = await self._load_types()
         job = prepare(known)
 
-        def look(connection: sa.Connection) -> Submitted:
+        def look(connection: Connection) -> Submitted:
             if job.idempotency_key is not None:
                 keys = submission.find_keys(connection, [job.idempotency_key])
                 if job.idempotency_key in keys:
@@ -98,7 +96,7 @@ class Jobs:
     async def list_events(self, job_id: str, after_sequence: int, limit: int) -> list[JobEvent]:
         """The up to `limit` events that follow `after_sequence`, in order."""
 
-        def read(connection: sa.Connection) -> list[JobEvent]:
+        def read(connection: Connection) -> list[JobEvent]:
             events = queries.list_events(connection, job_id, after_sequence, limit)
             if not events:
                 head = queries.heads(connection, [job_id]).get(job_id)

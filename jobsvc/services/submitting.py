@@ -19,7 +19,7 @@ from jobsvc.errors import (
     LimitReached,
     RegistryChanged,
 )
-from jobsvc.services.outbox import Outbox
+from jobsvc.outbox import Outbox
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.store import queries, submission
 from jobsvc.store.database import CommitUnknown, Database, Transaction

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import sqlalchemy as sa
-
-from jobsvc.store.database import Database, Transaction
+from jobsvc.store.database import Connection, Database, Transaction
 
 T = TypeVar("T")
 
@@ -24,7 +22,7 @@ class AsyncDatabase:
     async def write(self, body: Callable[[Transaction], T]) -> T:
         return await self.run(self._database.write, body)
 
-    async def read(self, body: Callable[[sa.Connection], T]) -> T:
+    async def read(self, body: Callable[[Connection], T]) -> T:
         return await self.run(self._database.read, body)
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:

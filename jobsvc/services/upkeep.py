@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from jobsvc import telemetry
 from jobsvc.core.model import Effects
 from jobsvc.errors import DatabaseUnavailable
-from jobsvc.services.outbox import Outbox
+from jobsvc.outbox import Outbox
 from jobsvc.store import registry, transitions
 from jobsvc.store.database import Database, Transaction
 

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from jobsvc.core.model import RETENTION_SECONDS, Change, Dispatch, Effects, JobError, Report
 from jobsvc.core.states import EventType, JobState
-from jobsvc.store.database import Transaction, update_many
+from jobsvc.store.database import Transaction, insert_many, update_many
 from jobsvc.store.rows import JOB_COLUMNS, error_to_json, event_detail
 from jobsvc.store.tables import job_events, jobs, outbox
 
@@ -162,7 +162,7 @@ class Batch:
             if written != len(rows):
                 raise RuntimeError(f"{len(rows) - written} locked jobs changed under their lock")
         if self._events:
-            self.tx.execute(sa.insert(job_events), self._events)
+            insert_many(self.tx, job_events, self._events)
         return Effects(
             tuple(Change(job_id, last) for job_id, last in self._last_sequences.items()),
             self._write_outbox(),
@@ -185,7 +185,7 @@ class Batch:
     def _write_outbox(self) -> tuple[Dispatch, ...]:
         if not self._outbox:
             return ()
-        rows = self.tx.execute(sa.insert(outbox).returning(outbox), self._outbox)
+        rows = insert_many(self.tx, outbox, self._outbox, tuple(outbox.c))
         at_once = self.tx.now + PUBLISH_GRACE  # what has less time is the relay's, once it is due
         return tuple(dispatch_from_row(row) for row in rows if row.not_before >= at_once)
 

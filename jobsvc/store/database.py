@@ -29,6 +29,7 @@ from jobsvc.errors import DatabaseUnavailable
 from jobsvc.store.tables import JobId, UtcTime
 
 T = TypeVar("T")
+Connection = sa.Connection  # what a reader is given; callers name it without knowing SQLAlchemy
 
 STATEMENT_TIMEOUT_MS = 5_000
 LOCK_TIMEOUT_MS = 1_000
@@ -196,6 +197,28 @@ def update_many(
     return tx.execute(statement, arrays).rowcount
 
 
+def insert_many(
+    tx: Transaction,
+    table: sa.Table,
+    rows: Sequence[dict[str, Any]],
+    returning: Sequence[sa.Column[Any]] = (),
+) -> Sequence[sa.Row[Any]]:
+    """Inserts rows that all have the same keys, in one statement; answers `returning` of each, in
+    no particular order."""
+    if not rows:
+        return ()
+    columns = tuple(rows[0])
+    if tx.connection.dialect.name == "sqlite":
+        statement = sa.insert(table)
+        if not returning:
+            tx.execute(statement, rows)
+            return ()
+        return tx.execute(statement.returning(*returning), rows).all()
+    arrays = {f"b_{column}": [row[column] for row in rows] for column in columns}
+    result = tx.execute(_insert_unnest(table, columns, tuple(returning)), arrays)
+    return result.all() if returning else ()
+
+
 @functools.cache
 def _update_one(table: sa.Table, guard: tuple[str, ...], columns: tuple[str, ...]) -> sa.Update:
     return (
@@ -209,23 +232,33 @@ def _update_one(table: sa.Table, guard: tuple[str, ...], columns: tuple[str, ...
 @functools.cache
 def _update_unnest(table: sa.Table, guard: tuple[str, ...], columns: tuple[str, ...]) -> sa.Update:
     source = {"id": "id", **{f"was_{g}": g for g in guard}, **{c: c for c in columns}}
-    arrays = []
-    for name, column in source.items():
-        kind = ARRAY(table.c[column].type)
-        arrays.append(sa.cast(sa.bindparam(f"b_{name}", type_=kind), kind))
-    new = (
-        sa.func.unnest(*arrays)
-        .table_valued(
-            *(sa.column(name, table.c[column].type) for name, column in source.items()), name="new"
-        )
-        .render_derived()
-    )
+    new = _unnest({name: table.c[column].type for name, column in source.items()})
     return (
         sa.update(table)
         .where(table.c.id == new.c.id)
         .where(*(table.c[g] == new.c[f"was_{g}"] for g in guard))
         .values({c: new.c[c] for c in columns})
     )
+
+
+@functools.cache
+def _insert_unnest(
+    table: sa.Table, columns: tuple[str, ...], returning: tuple[sa.Column[Any], ...]
+) -> Any:
+    new = _unnest({c: table.c[c].type for c in columns})
+    statement = sa.insert(table).from_select(columns, sa.select(*(new.c[c] for c in columns)))
+    return statement.returning(*returning) if returning else statement
+
+
+def _unnest(types: dict[str, sa.types.TypeEngine[Any]]) -> Any:
+    """A table of rows whose columns are the bound arrays `b_NAME`: one parameter a column however
+    many rows there are, so that the statement is compiled once."""
+    arrays = []
+    for name, kind in types.items():
+        array: ARRAY[Any] = ARRAY(kind)
+        arrays.append(sa.cast(sa.bindparam(f"b_{name}", type_=array), array))
+    columns = (sa.column(name, kind) for name, kind in types.items())
+    return sa.func.unnest(*arrays).table_valued(*columns, name="new").render_derived()
 
 
 _CLOCK = sa.text(

@@ -14,7 +14,7 @@ from jobsvc.core.model import Effects, Job, JobTypeInfo, NewJob
 from jobsvc.core.states import EventType, JobState
 from jobsvc.errors import IdempotencyKeyReused
 from jobsvc.store.batch import Batch, LockedJob
-from jobsvc.store.database import Transaction, insert_or_ignore
+from jobsvc.store.database import Transaction, insert_many, insert_or_ignore
 from jobsvc.store.queries import get_jobs
 from jobsvc.store.rows import job_from_row
 from jobsvc.store.tables import idempotency_keys, jobs
@@ -53,8 +53,7 @@ def submit(
         for request in requests
         if request.job_id not in answers and request.job_id not in twins
     ]
-    if rows:
-        tx.execute(sa.insert(jobs), rows)
+    insert_many(tx, jobs, rows)
     actors = {request.job_id: request.actor for request in requests}
     for row in rows:
         job: Any = SimpleNamespace(**_UNSET, **row)

@@ -38,7 +38,7 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
         if value is None:
             return None
         if dialect.name == "sqlite":
-            return EPOCH + value * MICROSECOND
+            return EPOCH + timedelta(microseconds=value)
         moment: datetime = value
         return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
 

@@ -15,18 +15,18 @@ def run(connection: sa.Connection) -> None:
     context.configure(connection=connection, target_metadata=metadata, compare_server_default=True)
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":
+            # For this transaction alone: the connection goes back to a pool that serves calls.
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATE_LOCK)))
+            # Waiting for a table's lock holds up everybody behind us, so not for long; the work
+            # itself may take its time.
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
         context.run_migrations()
 
 
 engine: sa.Engine = context.config.attributes["engine"]
 with engine.connect() as connection:
     connection.execution_options(jobsvc_write=True)
-    # Waiting for a table's lock holds up everybody behind us, so not for long; the work itself may
-    # take its time.
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("SET statement_timeout = 0")
-        connection.exec_driver_sql("SET lock_timeout = '2s'")
-        connection.commit()
     run(connection)
     connection.commit()
