@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -230,34 +230,40 @@ class HttpPayload(BaseModel):
 @job("http_request")
 def http_request(payload: HttpPayload) -> dict[str, Any]:
     """Makes an HTTP request to an allowed host; a status of 400 and above is a failure."""
-    import http.client
-    import ssl
-
     url, method, data, headers = payload.url, payload.method, *_content(payload)
     for _ in range(_REDIRECTS_MAX + 1):
-        parts = urlsplit(url)
-        host, port = _allowed(url)
-        connection: http.client.HTTPConnection
-        if parts.scheme == "https":
-            connection = http.client.HTTPSConnection(
-                host, port, timeout=payload.timeout, context=ssl.create_default_context()
-            )
-        else:
-            connection = http.client.HTTPConnection(host, port, timeout=payload.timeout)
-        try:
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request(method, target, body=data, headers=headers)
-            response = connection.getresponse()
+        with _exchange(url, method, data, headers, payload.timeout) as response:
             location = response.getheader("Location")
             if response.status not in (301, 302, 303, 307, 308) or location is None:
                 return _answer(response)
-        finally:
-            connection.close()
         url = _redirected(url, location)
         if response.status in (301, 302, 303) and method not in ("GET", "HEAD"):
             method, data = "GET", None
             headers = {k: v for k, v in headers.items() if k.lower() != "content-type"}
     raise Abort(f"more than {_REDIRECTS_MAX} redirects")
+
+
+@contextmanager
+def _exchange(
+    url: str, method: str, data: bytes | None, headers: dict[str, str], timeout_seconds: float
+) -> Iterator[http.client.HTTPResponse]:
+    import http.client
+    import ssl
+
+    parts = urlsplit(url)
+    host, port = _allowed(url)
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":
+        connection = http.client.HTTPSConnection(
+            host, port, timeout=timeout_seconds, context=ssl.create_default_context()
+        )
+    else:
+        connection = http.client.HTTPConnection(host, port, timeout=timeout_seconds)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    with closing(connection):
+        connection.request(method, target, body=data, headers=headers)
+        with connection.getresponse() as response:
+            yield response
 
 
 def _content(payload: HttpPayload) -> tuple[bytes | None, dict[str, str]]:
