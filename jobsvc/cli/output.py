@@ -1,0 +1,191 @@
+"""What a shell user sees. Results go to stdout; text from jobs cannot steer the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+import typer
+
+from jobsvc.client import (
+    GetResultResponse,
+    Job,
+    JobEvent,
+    event_name,
+    from_value,
+    is_terminal,
+    log_level_name,
+    state_name,
+    to_json,
+)
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+EXIT_CODES = {"SUCCEEDED": 0, "FAILED": 1, "CANCELLED": 3}
+_BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+
+
+def format_or_default(chosen: Format | None) -> Format:
+    return chosen or (Format.TABLE if sys.stdout.isatty() else Format.JSON)
+
+
+def exit_code(state: int) -> int:
+    """Of a command that follows a job to its end; 0 where it has not ended."""
+    return EXIT_CODES.get(state_name(state), 0)
+
+
+def line(text: str) -> None:
+    """One line on stdout, at once: whoever reads the pipe may be waiting for it."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more on its way out, and is not to complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(_BROKEN_PIPE) from None
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(clean(text) + "\n")
+
+
+def clean(text: str) -> str:
+    """The text on one line, with every character that is not printable escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def resource(message: Job | GetResultResponse, output: Format) -> None:
+    """One resource; JSON is on one line unless a person reads it."""
+    if output is Format.JSON:
+        line(to_json(message, indent=2 if sys.stdout.isatty() else None))
+        return
+    fields: dict[str, object] = json.loads(to_json(message))
+    width = max(map(len, fields), default=0)
+    for name, value in fields.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        line(f"{name:<{width}}  {clean(text.removeprefix('JOB_STATE_'))}")
+
+
+def outcome(result: GetResultResponse) -> None:
+    """A result's value on stdout as JSON; for a job without one, a line on stderr."""
+    kind = result.WhichOneof("outcome")
+    indent = 2 if sys.stdout.isatty() else None
+    if kind == "result":
+        line(json.dumps(from_value(result.result), ensure_ascii=False, indent=indent))
+    elif kind == "result_blob":
+        line(to_json(result.result_blob, indent=indent))
+    elif kind == "error":
+        note(f"{state_name(result.state)} {result.error.type}: {result.error.message}")
+    else:
+        note(f"job {result.job_id} is {state_name(result.state)}")
+
+
+def event_line(event: JobEvent) -> str:
+    time = event.event_time.ToJsonString()
+    detail = _detail(event)
+    text = f"{time}  {event.sequence:>4}  {event_name(event.type):<19}  {state_name(event.state)}"
+    return clean(f"{text:<65}  {detail}" if detail else text)
+
+
+def events(found: Iterable[JobEvent], output: Format) -> None:
+    for event in found:
+        line(to_json(event) if output is Format.JSON else event_line(event))
+
+
+def _detail(event: JobEvent) -> str:
+    parts = []
+    if event.HasField("progress"):
+        parts.append(_progress(event))
+    if event.HasField("log"):
+        parts.append(f"{log_level_name(event.log.level)} {event.log.message}")
+    if event.HasField("output"):
+        chunk = event.output
+        is_text = chunk.WhichOneof("chunk") == "text"
+        parts.append(chunk.text if is_text else f"{len(chunk.data)} bytes")
+    if event.HasField("error"):
+        parts.append(f"{event.error.type}: {event.error.message}")
+    if event.HasField("next_attempt_time"):
+        parts.append(f"next attempt at {event.next_attempt_time.ToJsonString()}")
+    if not parts and event.worker_id:
+        parts.append(f"attempt {event.attempt} on {event.worker_id}")
+    if not parts and event.actor:
+        parts.append(f"by {event.actor}")
+    return ", ".join(parts)
+
+
+def _progress(event: JobEvent) -> str:
+    progress = event.progress
+    total = f"/{progress.total:g}" if progress.total else ""
+    return f"{progress.current:g}{total} {progress.message}".rstrip()
+
+
+class View(Protocol):
+    def show(self, event: JobEvent) -> None: ...
+
+
+class _Json:
+    def show(self, event: JobEvent) -> None:
+        line(to_json(event))
+
+
+class _Plain:
+    def show(self, event: JobEvent) -> None:
+        line(event_line(event))
+
+
+class _Live:
+    """A bar that moves at the foot of the terminal, what the job says above it."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("…", total=None)
+
+    def show(self, event: JobEvent) -> None:
+        if event.HasField("progress"):
+            progress = event.progress
+            self._bar.update(
+                self._task,
+                completed=progress.current,
+                total=progress.total or None,
+                description=clean(progress.message) or state_name(event.state),
+            )
+            return
+        self._bar.console.print(event_line(event), markup=False, highlight=False)
+        self._bar.update(self._task, description=state_name(event.state))
+        if is_terminal(event.state):
+            self._bar.update(self._task, visible=False)
+
+
+@contextmanager
+def following(output: Format) -> Iterator[View]:
+    """A view for events as they come: JSON lines, a live bar on a terminal, else plain lines."""
+    if output is Format.JSON:
+        yield _Json()
+    elif not sys.stdout.isatty():
+        yield _Plain()
+    else:
+        # Slow to import, and only needed here.
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.completed:g}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, transient=True) as bar:
+            yield _Live(bar)

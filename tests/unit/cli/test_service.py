@@ -1,0 +1,96 @@
+"""The commands that start, prepare and ask the service."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from grpc_health.v1 import health_pb2
+
+from tests.unit.cli.conftest import Run, Script
+
+
+def test_settings_are_listed_without_secrets(run: Run) -> None:
+    ended = run("settings", JOBSVC_BROKER_URL="amqp://u:hunter2@h", JOBSVC_TOKEN="hunter2")
+    assert ended.code == 0
+    assert "hunter2" not in ended.out
+    lines = {line.split()[0]: line.split()[1:] for line in ended.lines}
+    assert lines["JOBSVC_BROKER_URL"] == ["amqp://u:***@h", "environment"]
+    assert lines["JOBSVC_LISTEN"] == ["127.0.0.1:50051", "default"]
+
+
+@pytest.mark.parametrize("command", ["server", "worker", "migrate"])
+def test_a_start_says_every_bad_setting(run: Run, command: str) -> None:
+    ended = run(command, JOBSVC_LEASE="soon", JOBSVC_TOKENS="x")
+    assert (ended.code, ended.out) == (2, "")
+    assert "JOBSVC_DATABASE_URL: must be set" in ended.err
+    assert "JOBSVC_LEASE: not a span" in ended.err
+    assert "JOBSVC_TOKENS: not available in this release" in ended.err
+
+
+def test_dev_needs_no_urls_but_good_flags(run: Run, tmp_path: Path) -> None:
+    ended = run("dev", "--listen", "0.0.0.0:1", "--data-dir", str(tmp_path / "data"))
+    assert ended.code == 2
+    assert ended.err.count("\n") == 2
+    assert "JOBSVC_INSECURE=1" in ended.err
+    assert not (tmp_path / "data").exists()
+
+
+def test_migrate(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    url = f"sqlite:///{path}"
+    ended = run("migrate", "--check", JOBSVC_DATABASE_URL=url)
+    assert ended.code == 1
+    assert ended.lines
+    assert run("migrate").code == 0
+    with sqlite3.connect(path) as connection:
+        connection.execute("SELECT count(*) FROM jobs").fetchone()
+    connection.close()
+    ended = run("migrate", "--check")
+    assert (ended.code, ended.out) == (0, "")
+
+
+def test_health_of_a_server(script: Script, jobsvc: Run) -> None:
+    ended = jobsvc("healthcheck")
+    assert (ended.code, ended.err) == (0, "SERVING\n")
+    script.answers["health"].set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    ended = jobsvc("healthcheck", "--address", script.address)
+    assert (ended.code, ended.err) == (1, "NOT_SERVING\n")
+
+
+def test_health_of_nobody(run: Run) -> None:
+    ended = run("healthcheck", "--address", "127.0.0.1:1")
+    assert ended.code == 1
+    assert ended.err.startswith("UNAVAILABLE: ")
+
+
+class _Probe(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/livez" else 503)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Not on stderr, which the tests look at."""
+
+
+@pytest.fixture
+def probe() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), _Probe) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_health_by_url(run: Run, probe: str) -> None:
+    assert run("healthcheck", "--url", probe).code == 0
+    assert run("healthcheck", "--url", probe + "/").code == 0
+    assert run("healthcheck", "--url", probe + "/wrong").code == 1
+    assert run("healthcheck", "--url", "http://127.0.0.1:1").code == 1
+    assert run("healthcheck", "--url", "file:///etc").code == 2
+    assert run("healthcheck", "--url", probe, "--address", "127.0.0.1:1").code == 2

@@ -1,0 +1,132 @@
+"""The command as a process of its own: on a terminal, in a pipe, interrupted."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from generated.jobsvc.v1.job_service_pb2 import GetJobResponse, SubmitJobResponse
+from tests.unit.cli.conftest import Script
+from tests.unit.cli.examples import JOB_ID, job, result, stream
+
+JOBSVC = [sys.executable, "-c", "from jobsvc.cli import main; main()"]
+
+
+@pytest.fixture
+def environ(script: Script) -> dict[str, str]:
+    return {**os.environ, "JOBSVC_ADDRESS": script.address, "TERM": "xterm", "COLUMNS": "120"}
+
+
+def on_terminal(words: list[str], environ: dict[str, str]) -> tuple[int, str]:
+    """Exit code and what a terminal was sent."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen([*JOBSVC, *words], stdout=slave, stderr=slave, env=environ)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(master, 65536)
+        except OSError:  # how Linux says that nobody has the other end open any more
+            break
+    os.close(master)
+    return process.wait(20), shown.decode()
+
+
+def test_a_bar_follows_the_job(script: Script, environ: dict[str, str]) -> None:
+    moved = threading.Event()
+
+    def slowly() -> Iterator[Any]:
+        for message in stream("FAILED"):
+            yield message
+            if message.event.HasField("progress"):
+                moved.wait(0.5)  # so long that the bar is drawn
+
+    script.answers["WatchJob"] = slowly()
+    code, shown = on_terminal(["watch", JOB_ID], environ)
+    assert code == 1
+    assert "step" in shown
+    assert "━" in shown
+    assert "INFO two\\nlines \\u001b[31m" in shown
+    assert "Oops: why" in shown
+
+
+def test_a_terminal_gets_tables(script: Script, environ: dict[str, str]) -> None:
+    script.answers["GetJob"] = GetJobResponse(job=job())
+    code, shown = on_terminal(["get", JOB_ID], environ)
+    assert code == 0
+    assert shown.splitlines()[0].split() == ["job_id", JOB_ID]
+
+
+def test_a_payload_comes_from_a_pipe(script: Script, environ: dict[str, str]) -> None:
+    script.answers["SubmitJob"] = SubmitJobResponse(job=job())
+    script.answers["GetResult"] = result()
+    ended = subprocess.run(
+        [*JOBSVC, "submit", "t", "-", "--wait"],
+        input='{"a": "ü"}'.encode(),
+        capture_output=True,
+        env=environ,
+        timeout=20,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, b"42\n")
+    assert dict(script.requests[0].payload) == {"a": "ü"}
+
+
+def test_an_interrupt_ends_a_watch_quietly(script: Script, environ: dict[str, str]) -> None:
+    over = threading.Event()
+
+    def endless() -> Iterator[Any]:
+        yield from stream()[:3]
+        over.wait(20)
+
+    script.answers["WatchJob"] = endless()
+    process = subprocess.Popen(
+        [*JOBSVC, "watch", JOB_ID], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ
+    )
+    assert process.stdout is not None
+    try:
+        assert b'"sequence": "1"' in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        over.set()
+    assert process.returncode == 130
+    assert out.count(b"\n") <= 1
+    assert err == b""
+
+
+def test_a_reader_that_went_away_ends_a_watch_quietly(
+    script: Script, environ: dict[str, str]
+) -> None:
+    gone = threading.Event()
+
+    def rest() -> Iterator[Any]:
+        messages = stream()
+        yield from messages[:2]
+        gone.wait(20)
+        yield from messages[2:]
+
+    script.answers["WatchJob"] = rest()
+    process = subprocess.Popen(
+        [*JOBSVC, "watch", JOB_ID], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        process.stdout.readline()
+        process.stdout.close()
+        gone.set()
+        assert process.wait(20) == 141
+        assert process.stderr.read() == b""
+    finally:
+        process.kill()
+        process.stderr.close()
