@@ -13,10 +13,10 @@ import pytest
 from generated.jobsvc.v1 import job_service_pb2_grpc
 from jobsvc.broker.topology import Broker
 from jobsvc.core.model import Claimed, Effects, Ending, JobTypeInfo, Report
+from jobsvc.outbox import Outbox
 from jobsvc.rpc.interceptors import CallBoundary
 from jobsvc.rpc.server import Server
 from jobsvc.services.jobs import Jobs
-from jobsvc.outbox import Outbox
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import WatchHub
 from tests.store.conftest import open_database, sqlite_url
