@@ -71,14 +71,7 @@ def check(
     missing. `all_ended`: no job waits or runs. `outbox_empty`: no message is owed. `jobs_min`: with
     fewer jobs than this the run proved nothing.
     """
-    with database.engine.connect() as connection:
-        if not database.sqlite:  # whose transaction is one snapshot anyway
-            connection.execution_options(isolation_level="REPEATABLE READ")
-        rows = connection.execute(sa.select(*_JOB).order_by(jobs.c.id)).all()
-        events = connection.execute(
-            sa.select(job_events).order_by(job_events.c.job_id, job_events.c.sequence)
-        ).all()
-        owed = connection.execute(sa.select(outbox).order_by(outbox.c.id)).all()
+    rows, events, owed = _read(database)
     histories = {
         job_id: list(group) for job_id, group in itertools.groupby(events, lambda e: e.job_id)
     }
@@ -103,6 +96,25 @@ def check(
         states=Counter(JobState(row.state) for row in rows),
         event_types=Counter(EventType(event.type) for event in events),
     )
+
+
+def _read(database: Database) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    """Jobs, events and outbox as they are at one moment, over a connection of its own: after a
+    fault the pool's may be dead."""
+    own = Database(database.url.render_as_string(hide_password=False), pool_size=1)
+    try:
+        with own.engine.connect() as connection:
+            if not own.sqlite:  # whose transaction is one snapshot anyway
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            return (
+                connection.execute(sa.select(*_JOB).order_by(jobs.c.id)).all(),
+                connection.execute(
+                    sa.select(job_events).order_by(job_events.c.job_id, job_events.c.sequence)
+                ).all(),
+                connection.execute(sa.select(outbox).order_by(outbox.c.id)).all(),
+            )
+    finally:
+        own.close()
 
 
 def _history(job: Any, events: Sequence[Any]) -> Iterator[str]:
