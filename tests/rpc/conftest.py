@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,13 @@ def boundary() -> CallBoundary:
 
 @pytest.fixture
 async def world(tmp_path: Path, boundary: CallBoundary) -> AsyncIterator[World]:
-    database = open_database(sqlite_url(tmp_path))
+    async with running_world(tmp_path, boundary) as running:
+        yield running
+
+
+@asynccontextmanager
+async def running_world(directory: Path, boundary: CallBoundary) -> AsyncIterator[World]:
+    database = open_database(sqlite_url(directory))
     threads = AsyncDatabase(database, THREADS)
     hub = WatchHub(threads, SWEEP_SECONDS)
     # Its thread is not started: what is owed to the broker is of no concern here.
