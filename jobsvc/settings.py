@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 PREFIX = "JOBSVC_"
+METRICS_LISTEN = "127.0.0.1:9464"
 NOT_AVAILABLE = "not available in this release"
 
 # What a later release serves. Set here, each stops the start: a service that runs open while its
@@ -129,7 +130,7 @@ class Settings(_Model):
     queue_type: Literal["classic", "quorum"] = "classic"
     insecure: bool = False
     listen: str = "127.0.0.1:50051"
-    metrics_listen: str = "127.0.0.1:9464"
+    metrics_listen: str = METRICS_LISTEN
     handlers: Names = ("worker.handlers",)
     queues: Names = ("default",)
     concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1000)

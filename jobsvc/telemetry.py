@@ -1,21 +1,29 @@
-"""Log records on stderr: one a line, JSON or for the console, ours and the libraries' alike.
+"""What an operator sees of a process: its log records, and its probes over HTTP.
 
+Log records go to stderr: one a line, JSON or for the console, ours and the libraries' alike.
 No payload, result or token belongs in a record. A field that is named like one is hidden, but
 nothing can tell what a text holds: log ids and types, not values.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
-from collections.abc import MutableMapping
+import socket
+import threading
+from collections.abc import Callable, MutableMapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
 from typing import Any, cast
 
+import prometheus_client
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor, WrappedLogger
 
-from jobsvc.settings import Settings
+from jobsvc.settings import METRICS_LISTEN, Settings, split_address
 
 EventDict = MutableMapping[str, Any]
 
@@ -117,3 +125,77 @@ def get_logger(name: str) -> FilteringBoundLogger:
     """A logger whose records carry `logger=name`. May be called at import: the configuration is
     looked up at the first record and kept from then on."""
     return cast(FilteringBoundLogger, structlog.get_logger(name))
+
+
+def serve_probes(settings: Settings, ready: Callable[[], bool]) -> Probes | None:
+    """Serves the probes until they are closed; None where they are off. `ready` is called on
+    another thread, and is to answer at once. Raises OSError where the address cannot be had; the
+    default's port may be taken, and another is used then."""
+    address = settings.metrics_listen
+    if not address:
+        return None
+    host, port = split_address(address)
+    try:
+        probes = Probes(host, port, ready)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or address != METRICS_LISTEN:
+            raise
+        probes = Probes(host, 0, ready)
+    get_logger("probes").info("serving metrics", address=probes.address)
+    return probes
+
+
+class Probes:
+    """`/metrics` for Prometheus, `/livez` (this process answers) and `/readyz` (it does its work),
+    on threads of their own."""
+
+    def __init__(self, host: str, port: int, ready: Callable[[], bool]) -> None:
+        self._server = _ProbeServer(host, port, ready)
+        shown = f"[{host}]" if ":" in host else host
+        self.address = f"{shown}:{self._server.server_address[1]}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="probes", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _ProbeServer(ThreadingTCPServer):
+    # Not http.server's own class: that asks DNS for a name that nobody needs.
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, host: str, port: int, ready: Callable[[], bool]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.ready = ready
+        super().__init__((host, port), _Probe)
+
+
+class _Probe(BaseHTTPRequestHandler):
+    timeout = 5  # seconds for a caller to say what it wants
+    server: _ProbeServer
+
+    def do_GET(self) -> None:
+        if self.path == "/metrics":
+            body = prometheus_client.generate_latest()
+            self._answer(HTTPStatus.OK, body, prometheus_client.CONTENT_TYPE_LATEST)
+        elif self.path == "/livez" or (self.path == "/readyz" and self.server.ready()):
+            self._answer(HTTPStatus.OK, b"ok\n")
+        elif self.path == "/readyz":
+            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, b"not ready\n")
+        else:
+            self._answer(HTTPStatus.NOT_FOUND, b"not found\n")
+
+    def _answer(self, status: HTTPStatus, body: bytes, content_type: str = "text/plain") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Probes come every few seconds and are no news."""

@@ -120,10 +120,10 @@ def _detail(event: JobEvent) -> str:
         parts.append(f"{event.error.type}: {event.error.message}")
     if event.HasField("next_attempt_time"):
         parts.append(f"next attempt at {event.next_attempt_time.ToJsonString()}")
-    if not parts and event.worker_id:
-        parts.append(f"attempt {event.attempt} on {event.worker_id}")
-    if not parts and event.actor:
+    if event.actor:
         parts.append(f"by {event.actor}")
+    elif not parts and event.worker_id:
+        parts.append(f"attempt {event.attempt} on {event.worker_id}")
     return ", ".join(parts)
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
@@ -150,9 +150,7 @@ def from_value(value: Value) -> object:
     if kind == "list_value":
         return [from_value(item) for item in value.list_value.values]
     if kind == "number_value":
-        number = value.number_value
-        whole = number.is_integer() and abs(number) <= INTEGER_MAX
-        return int(number) if whole else number
+        return _plain_number(value.number_value)
     if kind == "string_value":
         return value.string_value
     return value.bool_value if kind == "bool_value" else None
@@ -161,7 +159,22 @@ def from_value(value: Value) -> object:
 def to_json(message: Message, *, indent: int | None = None) -> str:
     """Proto JSON with the field names of the .proto; one line unless `indent` is given."""
     data = MessageToDict(message, preserving_proto_field_name=True)
-    return json.dumps(data, ensure_ascii=False, indent=indent)
+    return json.dumps(_whole(data), ensure_ascii=False, indent=indent)
+
+
+def _whole(data: Any) -> Any:
+    """The data with 1 for 1.0, as it was before a double held it."""
+    if isinstance(data, dict):
+        return {key: _whole(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_whole(value) for value in data]
+    if isinstance(data, float):
+        return _plain_number(data)
+    return data
+
+
+def _plain_number(number: float) -> float:
+    return int(number) if number.is_integer() and abs(number) <= INTEGER_MAX else number
 
 
 def is_terminal(state: int) -> bool:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import socket
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Iterator
 
@@ -10,7 +14,7 @@ import pytest
 import structlog
 
 from jobsvc import telemetry
-from jobsvc.settings import load
+from jobsvc.settings import METRICS_LISTEN, load
 
 Capture = pytest.CaptureFixture[str]
 
@@ -126,3 +130,52 @@ def test_a_log_that_nobody_reads_stops_no_work() -> None:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(writer)
+
+
+def fetch(address: str, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_probes(host: str) -> None:
+    ready = False
+    probes = telemetry.serve_probes(load({"JOBSVC_METRICS_LISTEN": f"{host}:0"}), lambda: ready)
+    assert probes is not None
+    try:
+        assert probes.address.startswith(f"{host}:")
+        assert fetch(probes.address, "/livez") == (200, "ok\n")
+        assert fetch(probes.address, "/readyz") == (503, "not ready\n")
+        ready = True
+        assert fetch(probes.address, "/readyz") == (200, "ok\n")
+        assert fetch(probes.address, "/else")[0] == 404
+        status, metrics = fetch(probes.address, "/metrics")
+        assert status == 200
+        assert "process_resident_memory_bytes" in metrics
+    finally:
+        probes.close()
+    with pytest.raises(OSError, match="refused"):
+        fetch(probes.address, "/livez")
+
+
+def test_probes_may_be_off() -> None:
+    assert telemetry.serve_probes(load({"JOBSVC_METRICS_LISTEN": ""}), lambda: True) is None
+
+
+def test_only_the_default_port_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        settings = load({"JOBSVC_METRICS_LISTEN": taken})
+        with pytest.raises(OSError, match="in use") as caught:
+            telemetry.serve_probes(settings, lambda: True)
+        assert caught.value.errno == errno.EADDRINUSE
+        assert load({}).metrics_listen == METRICS_LISTEN
+        monkeypatch.setattr(telemetry, "METRICS_LISTEN", taken)
+        probes = telemetry.serve_probes(settings, lambda: True)
+        assert probes is not None
+        assert probes.address != taken
+        probes.close()

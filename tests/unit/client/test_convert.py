@@ -96,7 +96,7 @@ def test_a_job_with_everything() -> None:
         "delay": "0.250s",
         "expire_time": "2030-01-01T00:00:00Z",
         "max_attempts": 4,
-        "retry_policy": {"jitter": 0.0},
+        "retry_policy": {"jitter": 0},
         "timeout": "5s",
         "idempotency_key": "k",
         "retention": "3600s",
@@ -120,6 +120,13 @@ def test_one_message_is_one_line_of_json() -> None:
     event.log.message = "a\nb"
     assert "\n" not in to_json(event)
     assert json.loads(to_json(event))["log"] == {"message": "a\nb"}
+
+
+def test_whole_numbers_are_printed_as_such() -> None:
+    request = new_job("t", {"a": [1, 0.5, 2**53, 1e300], "b": {"c": -3}})
+    payload = json.loads(to_json(request))["payload"]
+    assert repr(payload["a"]) == "[1, 0.5, 9007199254740992, 1e+300]"
+    assert repr(payload["b"]) == "{'c': -3}"
 
 
 def test_names() -> None:
