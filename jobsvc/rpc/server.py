@@ -30,6 +30,8 @@ SERVICES = (
     "jobsvc.v1.ScheduleService",
     "jobsvc.v1.AdminService",
 )
+# What the last answers get to reach their clients, after their calls have ended here.
+FLUSH_SECONDS = 0.5
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 OPTIONS: tuple[tuple[str, int], ...] = (
@@ -87,7 +89,7 @@ class Server:
         self._boundary.refuse_calls()
         self._hub.drain()
         await self._boundary.wait_idle(grace_seconds)
-        await self._server.stop(None)
+        await self._server.stop(FLUSH_SECONDS)
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:
