@@ -72,11 +72,13 @@ def worker(worker_id: str = "w1", **fields: Any) -> WorkerInfo:
 class House:
     """A database and its verbs, each in a transaction of its own. Threads may share it.
 
-    `wait` lets time pass for every later verb: its transaction's clock is ahead by that much.
+    `wait` lets time pass for every later verb: its transaction's clock is ahead by that much. With
+    `frozen` it starts there, and nothing else moves it.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, frozen: datetime | None = None) -> None:
         self.database = database
+        self.frozen = frozen
         self.elapsed = timedelta()
         self.effects = Effects()  # of the last verb that had any
 
@@ -84,7 +86,9 @@ class House:
         self.elapsed += timedelta(seconds=seconds)
 
     def write(self, body: Callable[[Transaction], T]) -> T:
-        return self.database.write(lambda tx: body(replace(tx, now=tx.now + self.elapsed)))
+        return self.database.write(
+            lambda tx: body(replace(tx, now=(self.frozen or tx.now) + self.elapsed))
+        )
 
     def now(self) -> datetime:
         return self.write(lambda tx: tx.now)

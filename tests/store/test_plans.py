@@ -1,0 +1,174 @@
+"""Every sweep finds its rows by the index that was made for it, among many that it is not about."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from jobsvc.store import dispatching, queries, transitions
+from jobsvc.store.database import Database, Transaction
+from jobsvc.store.tables import idempotency_keys, job_events, jobs, outbox
+from tests.store.house import House, new_token, worker
+
+ENDED = 20_000
+OF_EACH_KIND = 300
+
+IDS = [str(uuid.UUID(int=n)) for n in range(1, 4)]
+
+
+@pytest.fixture(scope="module")
+def full(migrated_postgresql: Database) -> Iterator[House]:
+    """Many ended jobs, and some hundred of each other kind that are not due yet."""
+    house = House(migrated_postgresql)
+    house.write(_empty)
+    house.write(_fill)
+    house.announce(worker(job_types=("demo", "other")))
+    with migrated_postgresql.engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.exec_driver_sql("ANALYZE")
+    yield house
+    house.write(_empty)
+
+
+def _empty(tx: Transaction) -> None:
+    for table in (jobs, job_events, outbox, idempotency_keys):
+        tx.execute(sa.text(f"TRUNCATE {table.name}"))
+
+
+def _fill(tx: Transaction) -> None:
+    columns = (
+        "id, job_type, queue, state, priority, payload, labels, max_attempts, initial_backoff, "
+        "backoff_multiplier, max_backoff, jitter, timeout, trace_id, create_time, schedule_time, "
+        "last_sequence, finish_time, purge_time, expire_time, next_attempt_time, dispatch_time, "
+        "lease_token, lease_expire_time, held"
+    )
+    statement = sa.text(
+        f"INSERT INTO jobs ({columns}) "
+        "SELECT lpad(to_hex(n + :start), 32, '0')::uuid, 'demo', 'default', :state, 0, '', '{}', "
+        "10, 1, 1, 1, 0, 1, '', now(), now() + n * interval '1 s', 3, "
+        "CASE WHEN :ended THEN now() END, "
+        "CASE WHEN :ended THEN now() + n * interval '1 s' END, "
+        "CASE WHEN n % 3 = 0 THEN now() + n * interval '1 s' END, "
+        "CASE WHEN :state = 'RETRYING' THEN now() + n * interval '1 s' END, "
+        "now() + n * interval '1 s', "
+        "CASE WHEN :state = 'RUNNING' THEN gen_random_uuid() END, "
+        "CASE WHEN :state = 'RUNNING' THEN now() + n * interval '1 s' END, :held "
+        "FROM generate_series(1, :count) AS n"
+    )
+    kinds = [("SUCCEEDED", False, ENDED)]
+    kinds += [(s, False, OF_EACH_KIND) for s in ("SCHEDULED", "QUEUED", "RUNNING", "RETRYING")]
+    kinds += [("QUEUED", True, OF_EACH_KIND)]
+    for number, (state, held, count) in enumerate(kinds):
+        parameters = {"state": state, "held": held, "count": count, "start": number << 32}
+        tx.execute(statement, {**parameters, "ended": state == "SUCCEEDED"})
+    for insert in (
+        (
+            "INSERT INTO job_events (job_id, sequence, type, state, event_time, attempt) "
+            "SELECT id, s, 'LOG', 'RUNNING', now(), 1 FROM jobs, generate_series(1, 3) AS s"
+        ),
+        (
+            "INSERT INTO outbox (kind, job_id, job_type, queue, priority, attempt, error_type, "
+            "not_before) SELECT 'job', id, 'demo', 'default', 0, 0, '', now() + interval '1 h' "
+            "FROM jobs LIMIT 5000"
+        ),
+        (
+            "INSERT INTO idempotency_keys (key, request_hash, job_id, expire_time) "
+            "SELECT id::text, '', id, now() + interval '1 day' FROM jobs LIMIT 5000"
+        ),
+    ):
+        tx.execute(sa.text(insert))
+
+
+Work = Callable[[Transaction], object]
+
+
+def plans(house: House, work: Work, *before: str) -> list[str]:
+    """What PostgreSQL does for each statement of `work` after the SQL `before`; all of it is
+    rolled back."""
+    found: list[str] = []
+
+    class Over(Exception):
+        pass
+
+    def explain(_c: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        cursor.execute(f"EXPLAIN {statement}", parameters)
+        found.append("\n".join(line for (line,) in cursor.fetchall()))
+
+    def body(tx: Transaction) -> None:
+        for statement in before:
+            tx.execute(sa.text(statement))
+        sa.event.listen(tx.connection, "before_cursor_execute", explain)
+        work(tx)
+        raise Over
+
+    with pytest.raises(Over):
+        house.write(body)
+    assert found
+    return found
+
+
+def shortcomings(found: list[str], index: str) -> list[str]:
+    """The plans that read a whole table, and "unused" where none uses the index."""
+    wasteful = [
+        plan
+        for plan in found
+        for table in ("jobs", "job_events", "outbox", "idempotency_keys")
+        if f"Seq Scan on {table}" in plan
+    ]
+    return wasteful + ([] if any(index in plan for plan in found) else ["unused", *found])
+
+
+WORK: dict[str, tuple[str, Work]] = {
+    "claim": (
+        "pk_jobs",
+        lambda tx: transitions.claim(tx, IDS, frozenset({"demo"}), "w1", new_token(), 30.0),
+    ),
+    "renew": (
+        "pk_jobs",
+        lambda tx: transitions.renew(tx, dict.fromkeys(IDS, new_token()), 30.0),
+    ),
+    "promote what is scheduled": ("ix_jobs_scheduled", lambda tx: transitions.promote(tx, 200)),
+    "promote what retries": ("ix_jobs_retrying", lambda tx: transitions.promote(tx, 200)),
+    "expire": ("ix_jobs_expiring", lambda tx: transitions.expire(tx, 200)),
+    "reap": ("ix_jobs_leased", lambda tx: transitions.reap(tx, 200)),
+    "release": ("ix_jobs_held", lambda tx: transitions.release_held(tx, 200)),
+    "purge jobs": ("ix_jobs_purge", lambda tx: transitions.purge(tx, 200)),
+    "purge keys": ("ix_idempotency_keys_expire_time", lambda tx: transitions.purge(tx, 200)),
+    "relay": ("ix_outbox_not_before", lambda tx: dispatching.take_owed(tx, 200)),
+    "redispatch": ("ix_jobs_queued", lambda tx: dispatching.redispatch(tx, "default", 200)),
+    "what is owed": ("ix_outbox_job_id", lambda tx: dispatching.redispatch(tx, "default", 200)),
+    "overdue queues": (
+        "ix_jobs_queued",
+        lambda tx: dispatching.overdue_queues(tx.connection),
+    ),
+    "redispatch all": (
+        "ix_jobs_queued",
+        lambda tx: dispatching.redispatch_all(tx, tx.now - timedelta(1), 200),
+    ),
+    "events of one job": (
+        "pk_job_events",
+        lambda tx: queries.list_events(tx.connection, IDS[0], 0, 100),
+    ),
+    "events of many jobs": (
+        "pk_job_events",
+        lambda tx: queries.events_after(tx.connection, [(i, 0) for i in IDS], 100),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(WORK))
+def test_it_uses_its_index(full: House, name: str) -> None:
+    index, work = WORK[name]
+    assert shortcomings(plans(full, work), index) == []
+
+
+@pytest.mark.parametrize("name", [n for n, (index, _) in WORK.items() if index.startswith("ix_")])
+def test_without_its_index_it_would_be_noticed(full: House, name: str) -> None:
+    index, work = WORK[name]
+
+    assert shortcomings(plans(full, work, f"DROP INDEX {index}"), index) != []

@@ -1,0 +1,301 @@
+"""Any order of verbs, by workers that hold on to leases which they lost, leaves legal histories.
+
+A model beside the database knows each job's state, budget and present lease from the law alone,
+and what each verb has to answer; in the end the checker reads the tables.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from jobsvc.core.model import (
+    AttemptFailed,
+    Claimed,
+    Ending,
+    Interrupted,
+    JobError,
+    Log,
+    Output,
+    Progress,
+    RetryPolicy,
+    Snoozed,
+    Stopped,
+    Succeeded,
+)
+from jobsvc.core.states import CRASHES_MAX, WAITING_STATES, JobState
+from jobsvc.errors import JobStateForbids
+from jobsvc.store.database import Database
+from jobsvc.store.submission import Submitted
+from tests.checker import check
+from tests.store.conftest import connect, open_database, sqlite_url
+from tests.store.house import CRASH, DONE, FATAL, LEASE_SECONDS, RETRYABLE, House, new_job, wipe
+
+KEYS = st.sampled_from(["a", "b", None])
+REPORTS = st.lists(
+    st.sampled_from([Progress(1, 2), Log("INFO", "x"), Output(text="y"), Output(data=b"\0")]),
+    min_size=1,
+    max_size=3,
+)
+ENDINGS: st.SearchStrategy[Ending] = st.sampled_from(
+    [
+        *(DONE, RETRYABLE, FATAL, CRASH, Interrupted(), Stopped()),
+        *(Snoozed(0.0), Snoozed(60.0)),
+        AttemptFailed(JobError("Retry", retryable=True), retry_after=0.0),
+    ]
+)
+
+
+@dataclass
+class Known:
+    """What the law says of one job."""
+
+    state: JobState
+    max_attempts: int
+    token: str | None = None
+    attempt: int = 0
+    failures: int = 0
+    crashes: int = 0
+    cancel_requested: bool = False
+
+    def end(self, ending: Ending) -> None:
+        self.token = None
+        match ending:
+            case Succeeded():
+                self.state = JobState.SUCCEEDED
+            case AttemptFailed(error, _, crashed):
+                self.fail(error.retryable, crashed)
+            case _ if self.cancel_requested:
+                self.state = JobState.CANCELLED
+            case Snoozed():
+                self.state = JobState.SCHEDULED
+            case _:
+                self.state = JobState.QUEUED
+
+    def fail(self, retryable: bool, crashed: bool) -> None:
+        self.token = None
+        self.failures += 1
+        self.crashes += crashed
+        used_up = self.failures >= self.max_attempts or self.crashes >= CRASHES_MAX
+        if self.cancel_requested:
+            self.state = JobState.CANCELLED
+        else:
+            self.state = JobState.RETRYING if retryable and not used_up else JobState.FAILED
+
+
+class Histories(RuleBasedStateMachine):
+    jobs = Bundle("jobs")
+    leases = Bundle("leases")
+
+    def __init__(self, database: Database) -> None:
+        super().__init__()
+        self.house = House(database, frozen=datetime(2030, 1, 1, tzinfo=UTC))
+        self.known: dict[str, Known] = {}
+        self.keys: dict[str, str] = {}
+        self.ttl: set[str] = set()
+
+    def teardown(self) -> None:
+        try:
+            check(self.house.database, acknowledged=self.known, jobs_min=len(self.known))
+        finally:
+            self.house.database.close()
+
+    @rule(
+        target=jobs,
+        delay=st.sampled_from([None, 0.0, 60.0]),
+        ttl=st.sampled_from([None, None, 100.0]),
+        max_attempts=st.integers(1, 5),
+        key=KEYS,
+    )
+    def submit(
+        self, delay: float | None, ttl: float | None, max_attempts: int, key: str | None
+    ) -> str:
+        request = new_job(
+            delay=delay,
+            ttl=ttl,
+            max_attempts=max_attempts,
+            idempotency_key=key,
+            request_hash=b"",
+            retry_policy=RetryPolicy(10.0, 2.0, 60.0, 0.0),
+        )
+        (answer,) = self.house.submit_all([request])
+        assert isinstance(answer, Submitted)
+        first = self.keys.setdefault(key, request.job_id) if key else request.job_id
+        assert (answer.job_id, answer.already_existed) == (first, first != request.job_id)
+        if first == request.job_id:
+            state = JobState.SCHEDULED if delay else JobState.QUEUED
+            self.known[first] = Known(state, max_attempts)
+            if ttl:
+                self.ttl.add(first)
+        return first
+
+    @rule(target=leases, job_ids=st.lists(jobs, min_size=1, max_size=4, unique=True))
+    def claim(self, job_ids: list[str]) -> object:
+        claimed = self.house.claim_all(job_ids)
+        self.learn_expired(job_ids)
+        assert {c.job_id for c in claimed} == {
+            i for i in job_ids if self.known[i].state is JobState.QUEUED
+        }
+        for each in claimed:
+            known = self.known[each.job_id]
+            known.state, known.token = JobState.RUNNING, each.token
+            known.attempt += 1
+            assert each.attempt == known.attempt
+        return multiple(*claimed)
+
+    @rule(claimed=leases, ending=ENDINGS)
+    def finish(self, claimed: Claimed, ending: Ending) -> None:
+        known = self.known[claimed.job_id]
+        assert self.house.finish(claimed, ending) == (known.token == claimed.token)
+        if known.token == claimed.token:
+            known.end(ending)
+
+    @rule(claimed=leases, entries=REPORTS)
+    def report(self, claimed: Claimed, entries: list[Progress | Log | Output]) -> None:
+        known = self.known[claimed.job_id]
+        assert self.house.report(claimed, *entries) == (known.token == claimed.token)
+
+    @rule(claimed=leases)
+    def renew(self, claimed: Claimed) -> None:
+        known = self.known[claimed.job_id]
+        held = {(claimed.job_id, claimed.token): known.cancel_requested}
+        assert self.house.renew(claimed) == (held if known.token == claimed.token else {})
+
+    @rule(job_id=jobs)
+    def cancel(self, job_id: str) -> None:
+        known = self.known[job_id]
+        if known.state in (JobState.SUCCEEDED, JobState.FAILED):
+            with pytest.raises(JobStateForbids):
+                self.house.cancel(job_id)
+            return
+        self.house.cancel(job_id)
+        if known.state is JobState.RUNNING:
+            known.cancel_requested = True
+        else:
+            known.state = JobState.CANCELLED
+
+    @rule(seconds=st.sampled_from([1.0, LEASE_SECONDS + 1, 61.0]))
+    def wait(self, seconds: float) -> None:
+        self.house.wait(seconds)
+
+    @rule()
+    def reap(self) -> None:
+        lost = [i for i, k in self.known.items() if k.token and self.overdue(i)]
+        assert self.house.reap() == len(lost)
+        for job_id in lost:
+            self.known[job_id].fail(retryable=True, crashed=True)
+
+    @rule(workers=st.sampled_from([["w1"], ["w2"]]))
+    def reap_workers(self, workers: list[str]) -> None:
+        lost = [k for k in self.known.values() if k.token and workers == ["w1"]]
+        assert self.house.reap_workers(*workers) == len(lost)
+        for known in lost:
+            known.fail(retryable=True, crashed=True)
+
+    @rule()
+    def promote(self) -> None:
+        due = {
+            i
+            for i, k in self.known.items()
+            if k.state in (JobState.SCHEDULED, JobState.RETRYING) and self.is_due(i)
+        }
+        self.house.promote()
+        self.learn_expired(due)
+        for job_id in due:
+            if self.known[job_id].state is not JobState.FAILED:
+                self.known[job_id].state = JobState.QUEUED
+
+    @rule()
+    def expire(self) -> None:
+        waiting = [i for i, k in self.known.items() if k.state in WAITING_STATES]
+        self.house.expire()
+        self.learn_expired(waiting)
+
+    @rule()
+    def deliver(self) -> None:
+        self.house.deliver()
+
+    @rule()
+    def redispatch(self) -> None:
+        self.house.redispatch()
+        self.house.take_owed()
+
+    @invariant()
+    def the_database_agrees(self) -> None:
+        for job_id, known in self.known.items():
+            row = self.house.row(job_id)
+            assert row.state == known.state
+            assert row.lease_token == known.token
+            assert (row.attempt, row.failures, row.crashes) == (
+                *(known.attempt, known.failures, known.crashes),
+            )
+
+    def overdue(self, job_id: str) -> bool:
+        return bool(self.house.row(job_id).lease_expire_time <= self.house.now())
+
+    def is_due(self, job_id: str) -> bool:
+        row = self.house.row(job_id)
+        return bool((row.next_attempt_time or row.schedule_time) <= self.house.now())
+
+    def learn_expired(self, job_ids: object) -> None:
+        """Those that wait past their expire_time are FAILED now."""
+        assert isinstance(job_ids, list | set)
+        for job_id in self.ttl.intersection(job_ids):
+            row = self.house.row(job_id)
+            if self.known[job_id].state in WAITING_STATES and row.expire_time <= self.house.now():
+                self.known[job_id].state = JobState.FAILED
+
+
+def run(machine: Callable[[], Histories], examples: int) -> None:
+    run_state_machine_as_test(
+        machine,  # type: ignore[arg-type]  # any factory will do
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=40,
+            deadline=None,
+            database=None,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.timeout(120)
+def test_any_order_of_verbs_on_sqlite(sqlite_template: Path, tmp_path: Path) -> None:
+    numbers = itertools.count()
+
+    def machine() -> Histories:
+        directory = tmp_path / str(next(numbers))
+        directory.mkdir()
+        shutil.copy(sqlite_template, directory)
+        return Histories(connect(sqlite_url(directory)))
+
+    run(machine, examples=25)
+
+
+@pytest.mark.timeout(120)
+def test_any_order_of_verbs_on_postgresql(postgresql_url: str) -> None:
+    open_database(postgresql_url).close()
+
+    def machine() -> Histories:
+        database = connect(postgresql_url)
+        wipe(database)
+        return Histories(database)
+
+    run(machine, examples=6)
