@@ -262,6 +262,36 @@ def test_a_slow_reader_is_no_silence() -> None:
     assert clock.timers == []
 
 
+def test_a_stream_lives_on_while_its_reader_is_busy(
+    server: Server, client: Client, clock: FakeClock
+) -> None:
+    messages = client.watch(JOB_ID)
+    first = start(lambda: next(messages))
+    _, rpc = server.take_stream("WatchJob")
+    send(rpc, event(1))
+    assert first.result(10) == event(1)
+    clock.advance(1000)
+    send(rpc, last(2))
+    assert start(lambda: next(messages)).result(10) == last(2)
+    assert clock.slept == []
+
+
+def test_a_stream_that_got_on_starts_the_backoff_anew(
+    server: Server, client: Client, clock: FakeClock
+) -> None:
+    follower = Follower(client.watch(JOB_ID))
+    for sequence in (1, 2):
+        break_off(server.take_stream("WatchJob")[1], UNAVAILABLE)
+        _, rpc = server.take_stream("WatchJob")
+        deliver(follower, rpc, event(sequence))
+        break_off(rpc, UNAVAILABLE)
+    _, rpc = server.take_stream("WatchJob")
+    send(rpc, last(3))
+    end(rpc)
+    assert follower.end.result(10) == [1, 2, 3]
+    assert clock.slept == pytest.approx([0.1, 0.1, 0.2, 0.1])
+
+
 def test_leaving_off_ends_the_stream(server: Server, client: Client, clock: FakeClock) -> None:
     messages = client.watch(JOB_ID)
     first = start(lambda: next(iter(messages)))
