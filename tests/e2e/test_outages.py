@@ -1,0 +1,85 @@
+"""The broker or the database is away: what is promised meanwhile, and that all goes on then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobsvc.client import CallFailed, state_name
+from jobsvc.core.states import JobState
+from jobsvc.store.tables import jobs
+from tests.harness import Load, Service, until
+from tests.harness.load import mixed
+from tests.harness.service import PATIENCE
+from tests.services import PostgresNode, RabbitmqNode, machine_bin, wheel_bin
+
+SUBMIT_SECONDS_MAX = 1.0 * PATIENCE
+RECONNECT_SECONDS_MAX = 5.0 * PATIENCE
+
+
+@pytest.fixture
+def own_broker() -> Iterator[RabbitmqNode]:
+    with RabbitmqNode() as node:
+        yield node
+
+
+@pytest.fixture
+def own_database() -> Iterator[PostgresNode]:
+    with PostgresNode(machine_bin() or wheel_bin()) as node:
+        yield node
+
+
+def test_broker_down_fails_no_submit(
+    own_broker: RabbitmqNode, database_url: str, tmp_path: Path
+) -> None:
+    service = Service(database_url, own_broker.url, tmp_path)
+    try:
+        service.start()
+        client = service.client(timeout=SUBMIT_SECONDS_MAX)
+        first = client.submit("demo.echo").job.job_id
+        client.wait(first, timeout=20)
+        own_broker.kill()
+        ids = [client.submit("demo.echo").job.job_id for _ in range(20)]
+        assert client.health() == "SERVING"
+        # A server that starts now takes jobs as well.
+        service.server()
+        late = service.client(timeout=SUBMIT_SECONDS_MAX)
+        ids += [late.submit("demo.echo").job.job_id for _ in range(20)]
+        assert service.count(jobs.c.state == JobState.QUEUED) == len(ids)
+        own_broker.start()
+        service.wait_ended(len(ids) + 1, RECONNECT_SECONDS_MAX)
+        service.wait_idle()
+        service.check([first, *ids], jobs_min=len(ids) + 1)
+    finally:
+        service.close()
+
+
+def test_database_down_is_said_and_recovered_from(
+    own_database: PostgresNode, broker_url: str, tmp_path: Path
+) -> None:
+    service = Service(own_database.url, broker_url, tmp_path)
+    try:
+        service.start()
+        client = service.client()
+        load = Load(service.channel, mixed(4, sleeps=4, seconds=1.0))
+        ids = load.join()
+        until(lambda: "STARTED" in service.history(ids[0]), 20, "the jobs run")
+        own_database.kill()
+        impatient = service.client(timeout=SUBMIT_SECONDS_MAX)
+        with pytest.raises(CallFailed) as caught:
+            impatient.submit("demo.echo")
+        assert (caught.value.code, caught.value.reason) == ("UNAVAILABLE", "DATABASE_UNAVAILABLE")
+        assert caught.value.retry_after is not None
+        until(lambda: client.health() == "NOT_SERVING", 10, "health says so")
+        own_database.start()
+        until(lambda: client.health() == "SERVING", RECONNECT_SECONDS_MAX, "health is back")
+        ids += [client.submit("demo.echo").job.job_id for _ in range(20)]
+        service.wait_ended(len(ids), 30)
+        assert state_name(client.result(ids[-1]).state) == "SUCCEEDED"
+        service.wait_idle()
+        service.check(ids, jobs_min=len(ids))
+        assert all(p.running for p in (*service.servers, *service.workers))
+    finally:
+        service.close()

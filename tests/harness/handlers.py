@@ -1,0 +1,40 @@
+"""Job types for the tests alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from worker import JobContext, job
+
+GATE_POLL_SECONDS = 0.05
+
+
+@job("test.spin")
+def spin(payload: dict[str, Any], ctx: JobContext) -> None:
+    """Writes the id of its process to `path`, and then holds it for ever, deaf to everything."""
+    Path(payload["path"]).write_text(str(os.getpid()))
+    while True:
+        pass
+
+
+@job("test.gate")
+def gate(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
+    """Waits for the file at `path`, then logs so many `lines`."""
+    while not Path(payload["path"]).exists():
+        ctx.sleep(GATE_POLL_SECONDS)
+    for number in range(payload["lines"]):
+        ctx.log(f"line {number}")
+    return {"lines": payload["lines"]}
+
+
+@job("test.tell")
+def tell(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
+    """Tells its payload's text in every way there is."""
+    ctx.log(payload["text"])
+    ctx.output(payload["text"])
+    ctx.progress(1, 2, payload["text"])
+    if payload.get("fail"):
+        raise ValueError(payload["text"])
+    return {"text": payload["text"]}
