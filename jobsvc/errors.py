@@ -17,7 +17,8 @@ class to its gRPC status.
     │   ├── Draining
     │   └── StreamExpired
     ├── FeatureUnimplemented      a field or call that this release does not have
-    └── SchemaMismatch            the database's schema is not this release's (start-up only)
+    └── CannotStart               start-up only: a taken port or directory, bad handlers, …
+        └── SchemaMismatch        the database's schema is not this release's
 """
 
 from __future__ import annotations
@@ -132,5 +133,9 @@ class FeatureUnimplemented(JobsvcError):
         super().__init__(f"{what} is not available in this release")
 
 
-class SchemaMismatch(JobsvcError):
+class CannotStart(JobsvcError):
+    pass
+
+
+class SchemaMismatch(CannotStart):
     pass

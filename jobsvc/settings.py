@@ -41,7 +41,6 @@ UNAVAILABLE = (
     "tls_client_ca",
     "broker_ca",
     "tokens",
-    "http_allowed_hosts",
 )
 PATHS = frozenset(
     {"tls_cert", "tls_key", "tls_client_ca", "client_cert", "client_key", "broker_ca", "tls_ca"}
@@ -144,6 +143,7 @@ class Settings(_Model):
     heartbeat: Interval = 10.0
     shutdown_grace: Annotated[float, BeforeValidator(_span), Field(ge=0, le=3600)] = 25.0
     smtp_url: str = ""
+    http_allowed_hosts: Names = ()
     log_format: Annotated[LogFormat, BeforeValidator(_lower)] = Field(
         default_factory=lambda: "console" if sys.stderr.isatty() else "json"
     )

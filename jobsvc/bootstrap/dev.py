@@ -14,8 +14,10 @@ import uvloop
 
 from jobsvc import telemetry
 from jobsvc.bootstrap.server import DATABASE_THREADS, OTHER_CONNECTIONS, serve
+from jobsvc.bootstrap.worker import start_worker
 from jobsvc.broker.topology import Broker
 from jobsvc.core.model import Effects
+from jobsvc.errors import CannotStart
 from jobsvc.outbox import Outbox
 from jobsvc.settings import Settings
 from jobsvc.store import registry, schema, transitions
@@ -28,12 +30,8 @@ REAP_LIMIT = 500
 START_SECONDS = 10.0
 
 
-class DirectoryInUse(Exception):
-    """Another process has the data directory; the message names it."""
-
-
 def run(settings: Settings, data_dir: Path) -> int:
-    """Serves until SIGTERM or SIGINT; answers the exit code. Raises DirectoryInUse."""
+    """Serves until SIGTERM or SIGINT; answers the exit code. Raises CannotStart."""
     telemetry.configure(settings)
     data_dir.mkdir(parents=True, exist_ok=True)
     handlers = tuple(dict.fromkeys((*settings.handlers, DEMO)))
@@ -57,7 +55,7 @@ async def _serve(settings: Settings, database: Database, data_dir: Path) -> None
     def start(outbox: Outbox, address: str) -> None:
         mail = data_dir.resolve() / "mail"
         worker = Worker(settings, database, broker, outbox, {"JOBSVC_MAIL_DIR": str(mail)})
-        worker.start()
+        start_worker(worker)
         workers.append(worker)
         worker.wait_consuming(START_SECONDS)
         print(_line_to_paste(address), flush=True)  # noqa: T201 - what the command is for
@@ -95,7 +93,7 @@ def _locked(data_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise DirectoryInUse(
+            raise CannotStart(
                 f"{data_dir} is in use by process {file.read().strip() or 'unknown'}"
             ) from None
         file.truncate(0)

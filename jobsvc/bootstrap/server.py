@@ -9,10 +9,11 @@ from collections.abc import Callable
 import uvloop
 
 from jobsvc import telemetry
+from jobsvc.bootstrap.probes import serve_probes
 from jobsvc.bootstrap.signals import on_stop
 from jobsvc.broker.listener import HintListener
 from jobsvc.broker.topology import Broker
-from jobsvc.errors import DatabaseUnavailable
+from jobsvc.errors import CannotStart, DatabaseUnavailable
 from jobsvc.outbox import Outbox
 from jobsvc.rpc.interceptors import CallBoundary
 from jobsvc.rpc.server import Server
@@ -23,6 +24,7 @@ from jobsvc.services.watch import WatchHub
 from jobsvc.settings import Settings
 from jobsvc.store import schema
 from jobsvc.store.database import Database
+from jobsvc.telemetry import Probes
 
 DATABASE_THREADS = 8
 # For the threads beside the event loop's: upkeep loops, outbox, and a worker in `jobsvc dev`.
@@ -57,8 +59,8 @@ async def serve(
     loop = asyncio.get_running_loop()
     on_stop(lambda: loop.call_soon_threadsafe(stop.set))
     service = Service(settings, database, broker)
-    await service.start()
     try:
+        await service.start()
         await asyncio.to_thread(on_start, service.outbox, service.address)
         log = telemetry.get_logger("jobsvc")
         log.warning("no tokens are set: whoever reaches the address may do everything")
@@ -89,7 +91,13 @@ class Service:
             for task in upkeep.tasks(settings.promote_interval, settings.reap_interval)
         ]
         jobs = Jobs(database, self._threads, self.outbox, self._hub)
-        self._server = Server(settings.listen, jobs, self._hub, CallBoundary())
+        try:
+            self._server = Server(settings.listen, jobs, self._hub, CallBoundary())
+        except RuntimeError as error:
+            raise CannotStart(f"cannot listen on {settings.listen}: is it taken?") from error
+        self._settings = settings
+        self._probes: Probes | None = None
+        self._serving = False
         self._probe: asyncio.Task[None] | None = None
 
     @property
@@ -104,9 +112,12 @@ class Service:
         for loop in self._loops:
             loop.start()
         await self._server.start()
+        self._serving = True
+        self._probes = serve_probes(self._settings, lambda: self._serving)
         self._probe = asyncio.create_task(self._probe_database(), name="probe")
 
     async def stop(self, grace_seconds: float) -> None:
+        self._serving = False
         if self._probe is not None:
             self._probe.cancel()
         await self._server.stop(grace_seconds)
@@ -117,10 +128,11 @@ class Service:
         await asyncio.to_thread(_all, stops)
         await asyncio.to_thread(self.outbox.stop)
         self._threads.close()
+        if self._probes is not None:
+            await asyncio.to_thread(self._probes.close)
 
     async def _probe_database(self) -> None:
         """Health says NOT_SERVING while the database is away."""
-        serving = True
         while True:
             await asyncio.sleep(PROBE_SECONDS)
             try:
@@ -128,9 +140,9 @@ class Service:
                 reached = True
             except DatabaseUnavailable:
                 reached = False
-            if reached is not serving:
-                serving = reached
-                await self._server.set_serving(serving)
+            if reached is not self._serving:
+                self._serving = reached
+                await self._server.set_serving(reached)
 
 
 def _all(stops: list[Callable[[], None]]) -> None:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import threading
 
 from jobsvc import telemetry
+from jobsvc.bootstrap.probes import serve_probes
 from jobsvc.bootstrap.signals import on_stop
 from jobsvc.broker.topology import Broker
+from jobsvc.errors import CannotStart
 from jobsvc.outbox import Outbox
 from jobsvc.settings import Settings
 from jobsvc.store import schema
 from jobsvc.store.database import Database
 from worker.main import Worker
+from worker.pool import HandlersError
 
 # Claim, record, lease, outbox and consumer threads have one each.
 CONNECTIONS = 6
 
 
 def run(settings: Settings) -> int:
-    """Works until SIGTERM or SIGINT; answers the exit code."""
+    """Works until SIGTERM or SIGINT; answers the exit code. Raises CannotStart and
+    DatabaseUnavailable."""
     telemetry.configure(settings)
     stop = threading.Event()
     on_stop(stop.set)
@@ -28,7 +32,8 @@ def run(settings: Settings) -> int:
         broker = Broker(settings.broker_url, settings.queue_type)
         outbox = Outbox(database, broker)
         worker = Worker(settings, database, broker, outbox)
-        worker.start()
+        probes = serve_probes(settings, lambda: worker.consuming)
+        start_worker(worker)
         outbox.start()
         log = telemetry.get_logger("jobsvc")
         while not worker.wait_consuming(0.2) and not stop.is_set():
@@ -38,6 +43,16 @@ def run(settings: Settings) -> int:
         log.info("stopping")
         worker.stop(settings.shutdown_grace)
         outbox.stop()
+        if probes is not None:
+            probes.close()
     finally:
         database.close()
     return 0
+
+
+def start_worker(worker: Worker) -> None:
+    """Raises CannotStart where the handlers cannot be loaded."""
+    try:
+        worker.start()
+    except HandlersError as error:
+        raise CannotStart(str(error)) from error

@@ -114,11 +114,7 @@ def dev(
     settings = configuration.load(listen=listen, handlers=handlers)
     from jobsvc.bootstrap import dev as home
 
-    try:
-        raise typer.Exit(home.run(settings, data_dir))
-    except home.DirectoryInUse as error:
-        output.note(str(error))
-        raise typer.Exit(FAILED) from None
+    raise typer.Exit(home.run(settings, data_dir))
 
 
 @app.command()

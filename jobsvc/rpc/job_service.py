@@ -17,6 +17,9 @@ from jobsvc.rpc.interceptors import Caller, Context, absent, caller
 from jobsvc.services.jobs import Jobs, Registry, Submitted
 from jobsvc.services.watch import WatchHub
 
+# A request of this size takes a while to check; others on the event loop are not to wait for it.
+HEAVY_BYTES = 64 * 1024
+
 
 class JobService(job_service_pb2_grpc.JobServiceServicer):
     ListJobs = WatchJobs = absent
@@ -36,8 +39,10 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
             validate.check(validate.submit_job(request, registry.types, time.time_ns()))
             return convert.new_job(request, by.actor, by.trace_id)
 
-        submit = self._jobs.preview if request.validate_only else self._jobs.submit
-        return convert.submit_response(await submit(prepare))
+        if request.validate_only:
+            return convert.submit_response(await self._jobs.preview(prepare))
+        heavy = request.ByteSize() > HEAVY_BYTES
+        return convert.submit_response(await self._jobs.submit(prepare, heavy=heavy))
 
     async def SubmitJobs(
         self, request: pb.SubmitJobsRequest, context: Context
@@ -75,7 +80,8 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
             validate.check(validate.run_job(request, registry.types, time.time_ns()))
             return convert.new_job(request.request, by.actor, by.trace_id)
 
-        job_id = (await self._jobs.submit(prepare)).job_id
+        heavy = request.ByteSize() > HEAVY_BYTES
+        job_id = (await self._jobs.submit(prepare, heavy=heavy)).job_id
         watch = self._hub.watch(job_id, 0, convert.heartbeat_seconds(request))
         async with aclosing(watch):
             async for item in watch:

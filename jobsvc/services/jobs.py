@@ -33,12 +33,15 @@ class Jobs:
         self._registry = Registry(-1, {})
         self._log = telemetry.get_logger("jobs")
 
-    async def submit(self, prepare: Callable[[Registry], NewJob]) -> Submitted:
+    async def submit(
+        self, prepare: Callable[[Registry], NewJob], *, heavy: bool = False
+    ) -> Submitted:
         """Answers when the job is durable. `prepare` checks the request against the job types; it
-        is called again when they turn out to have changed."""
+        is called again when they turn out to have changed. `heavy`: it takes long enough to be
+        better run beside the event loop."""
         while True:
             known = await self._known_types()
-            job = prepare(known)
+            job = await self._threads.run(prepare, known) if heavy else prepare(known)
             try:
                 submitted = await self._group_commit.submit(job, known)
             except RegistryChanged:
@@ -51,7 +54,7 @@ class Jobs:
         """All or none."""
         while True:
             known = await self._known_types()
-            jobs = prepare(known)
+            jobs = await self._threads.run(prepare, known)
             try:
                 submitted = await self._group_commit.submit_all(jobs, known)
             except RegistryChanged:

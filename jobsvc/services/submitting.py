@@ -94,9 +94,8 @@ class GroupCommit:
         try:
             while group := self._next_group():
                 jobs = [w.job for w in group]
-                registry = max((w.registry for w in group), key=lambda r: r.revision)
                 try:
-                    results = await self._threads.run(self._store, jobs, registry)
+                    results = await self._threads.run(self._store, jobs, group[0].registry)
                 except BaseException as error:
                     results = [error] * len(group)
                     if not isinstance(error, Exception):
@@ -110,6 +109,8 @@ class GroupCommit:
         group: list[_Waiting] = []
         size = 0
         while self._waiting and len(group) < GROUP_MAX and size < GROUP_BYTES_MAX:
+            if group and self._waiting[0].registry is not group[0].registry:
+                break  # checked against other job types: a group of its own
             waiting = self._waiting.popleft()
             if not waiting.answer.done():  # else its caller hung up before it was stored
                 group.append(waiting)

@@ -73,11 +73,13 @@ class Database:
         self.url = sa.make_url(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self._writer = threading.Lock() if self.sqlite else nullcontext()
+        # hide_parameters: what SQLAlchemy says of a failed statement must not tell payloads.
         if self.sqlite:
             self.engine = sa.create_engine(
                 self.url,
                 pool_size=pool_size,
                 max_overflow=0,
+                hide_parameters=True,
                 connect_args={"isolation_level": None, "timeout": 2, "check_same_thread": False},
             )
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
@@ -88,6 +90,7 @@ class Database:
                 pool_size=pool_size,
                 max_overflow=0,
                 pool_timeout=10,
+                hide_parameters=True,
                 connect_args=_postgresql_arguments(self.url),
             )
 

@@ -47,6 +47,8 @@ from jobsvc.store.rows import job_from_row, policy_from_row, progress_to_json
 from jobsvc.store.tables import idempotency_keys, job_events, jobs
 
 LOG_BYTES_MAX = 8 * 1024 * 1024
+# What an entry counts at least: millions of empty ones are a flood too.
+LOG_BYTES_MIN = 64
 OUTPUT_BYTES_MAX = 8 * 1024 * 1024
 # A message of a type that its receiver cannot run goes round again after this long.
 OTHER_TYPE_DELAY = timedelta(seconds=1)
@@ -267,7 +269,8 @@ def _report(batch: Batch, job: LockedJob, entry: Report) -> None:
             kind, columns = EventType.PROGRESS, {"progress": progress_to_json(entry)}
         case Log(_, message):
             kind = EventType.LOG
-            columns = {"log_bytes": job.log_bytes + len(message.encode())}
+            size = max(len(message.encode()), LOG_BYTES_MIN)
+            columns = {"log_bytes": job.log_bytes + size}
         case Output():
             kind = EventType.OUTPUT
             columns = {"output_bytes": job.output_bytes + entry.size}
