@@ -109,7 +109,7 @@ class Outbox:
 
     def _run(self) -> None:
         failures = 0
-        while not self._stopping:
+        while not self._stopping or (not failures and self._has_work()):
             try:
                 self._wait()
                 self._step()
@@ -141,10 +141,13 @@ class Outbox:
         if self._relay_interval is not None:
             ticks += [self._relay_due, self._redispatch_due]
         with self._work:
-            while not (self._dispatches or self._changes or self._controls or self._stopping):
+            while not (self._has_work() or self._stopping):
                 left = min(ticks) - time.monotonic()
                 if left <= 0 or not self._work.wait(left):
                     break
+
+    def _has_work(self) -> bool:
+        return bool(self._dispatches or self._changes or self._controls)
 
     def _step(self) -> None:
         dispatches, changes, controls = self._take()
@@ -203,7 +206,8 @@ class Outbox:
         count = self._redispatch_all(
             partial(dispatching.redispatch_all, before=before, limit=REDISPATCH_BATCH)
         )
-        self._log.warning("the broker holds nothing of ours; jobs are dispatched anew", jobs=count)
+        level = self._log.warning if count else self._log.info
+        level("the broker holds nothing of ours; jobs are dispatched anew", jobs=count)
 
     def _redispatch_all(self, once: Callable[[Transaction], int]) -> int:
         total = 0

@@ -67,6 +67,8 @@ DETACH_SECONDS = 600.0
 DATABASE_BACKOFF_SECONDS = 0.2, 5.0
 # The database has been away for this long: no use in holding messages.
 LET_GO_SECONDS = 30.0
+# How long a worker that stops waits for the database to record its last outcomes.
+LAST_WRITE_SECONDS = 5.0
 
 
 class Stopping(Exception):
@@ -164,11 +166,15 @@ class Attempts:
             thread.start()
 
     def stop_claiming(self) -> None:
+        """Returns when no claim is under way; what was received and not claimed goes back."""
         with self._lock:
             self._claiming = False
-            self._inbox.clear()
             self._received.notify()
         self._threads[0].join()
+        with self._lock:
+            unclaimed, self._inbox = self._inbox, []
+        for _, _, delivery in unclaimed:
+            self._consumer.give_back(delivery)
 
     def stop_recording(self) -> None:
         """After the pool has told every outcome: returns when all are recorded."""
@@ -185,9 +191,12 @@ class Attempts:
 
     def on_delivery(self, delivery: Delivery) -> None:
         with self._lock:
-            if self._claiming:
+            claiming = self._claiming
+            if claiming:
                 heapq.heappush(self._inbox, (-delivery.priority, next(self._arrivals), delivery))
                 self._received.notify()
+        if not claiming:
+            self._consumer.give_back(delivery)
 
     def on_channel_lost(self, epoch: int) -> None:
         with self._lock:
@@ -334,7 +343,8 @@ class Attempts:
                 self._acknowledge(delivery)
 
     def _persist(self, body: Callable[[Transaction], T], *, claiming: bool = False) -> T:
-        """Writes, again and again while the database is out of reach.
+        """Writes, again and again while the database is out of reach; once the worker stops, only
+        for a while: what is not recorded then is the reaper's (DatabaseUnavailable).
 
         With `claiming` it raises Stopping when the worker stops, and meanwhile lets go of all
         messages if the database stays away: others may reach it. Raises what the database has
@@ -351,6 +361,8 @@ class Attempts:
             except DatabaseUnavailable as error:
                 if not tries:
                     self._log.warning("database out of reach", reason=str(error))
+                if not self._recording and time.monotonic() - began > LAST_WRITE_SECONDS:
+                    raise
             if claiming:
                 if not self._claiming:
                     raise Stopping
@@ -454,6 +466,9 @@ class Attempts:
             return frozenset()
         try:
             accepted, effects = self._persist(lambda tx: transitions.finish(tx, batch))
+        except DatabaseUnavailable:
+            self._log.error("outcomes not recorded", job_ids=list(batch))
+            return frozenset()
         except Exception as error:  # noqa: BLE001 - logged, and recorded where it can be
             self._log.exception("cannot record outcomes", job_ids=list(batch))
             if len(batch) > 1:

@@ -87,7 +87,7 @@ class Consumer:
         self._receiver = receiver
         self._queues = queues
         self._wanted = self._prefetch = prefetch
-        self._acks: deque[Delivery] = deque()
+        self._acks: deque[tuple[Delivery, bool]] = deque()
         self._stopping = threading.Event()
         self._resumed = threading.Event()
         self._resumed.set()
@@ -117,7 +117,12 @@ class Consumer:
 
     def acknowledge(self, delivery: Delivery) -> None:
         """From any thread. Of a channel that is gone: forgotten, the message comes again."""
-        self._acks.append(delivery)
+        self._acks.append((delivery, True))
+        self._wake()
+
+    def give_back(self, delivery: Delivery) -> None:
+        """From any thread. For another worker to have, at once."""
+        self._acks.append((delivery, False))
         self._wake()
 
     def set_prefetch(self, prefetch: int) -> None:
@@ -204,7 +209,7 @@ class Consumer:
             self._consumer.consume()
         self._broken.clear()
         self._consuming.set()
-        self._log.info("consuming", queues=list(self._names), prefetch=self._prefetch)
+        self._log.debug("consuming", queues=list(self._names), prefetch=self._prefetch)
 
     def _consume(self, connection: kombu.Connection) -> None:
         while self._resumed.is_set() and not self._stopping.is_set():
@@ -245,9 +250,13 @@ class Consumer:
 
     def _send_acks(self) -> None:
         while self._acks:
-            delivery = self._acks.popleft()
-            if delivery.epoch == self._epoch:
+            delivery, done = self._acks.popleft()
+            if delivery.epoch != self._epoch:
+                continue
+            if done:
                 self._channel.basic_ack(delivery.tag)
+            else:
+                self._channel.basic_reject(delivery.tag, requeue=True)
 
     def _receive(self, message: Any) -> None:
         try:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from jobsvc import __version__, telemetry
 from jobsvc.broker.topology import Broker
 from jobsvc.core.model import JobTypeInfo, WorkerInfo
+from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
 from jobsvc.settings import Settings
 from jobsvc.store import registry
@@ -122,7 +123,10 @@ class Worker:
         self._attempts.stop_recording()
         self._lease.stop()
         self._consumer.stop()
-        self._database.write(lambda tx: registry.retire(tx, self.worker_id))
+        try:
+            self._database.write(lambda tx: registry.retire(tx, self.worker_id))
+        except DatabaseUnavailable as error:  # it will be taken for dead instead
+            self._log.warning("cannot retire", reason=str(error))
         self._log.info("worker stopped", worker_id=self.worker_id)
 
     def hurry(self) -> None:
