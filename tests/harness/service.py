@@ -129,6 +129,11 @@ class Service:
         statement = sa.select(sa.func.count()).select_from(jobs).where(*where)
         return int(self.database.read(lambda c: c.execute(statement).scalar_one()))
 
+    def running(self, worker_id: str | None = None) -> int:
+        """Jobs that run, at that worker or at any."""
+        where = [jobs.c.state == JobState.RUNNING]
+        return self.count(*where, *([jobs.c.worker_id == worker_id] if worker_id else []))
+
     def owed(self) -> int:
         statement = sa.select(sa.func.count()).select_from(outbox)
         return int(self.database.read(lambda c: c.execute(statement).scalar_one()))

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -18,6 +18,7 @@ import grpc.aio
 from generated.jobsvc.v1.job_service_pb2 import WatchJobRequest
 from generated.jobsvc.v1.job_service_pb2_grpc import JobServiceStub
 from jobsvc.client import event_name, state_name
+from jobsvc.client.errors import call_failed
 from jobsvc.core.states import JobState
 from jobsvc.store.tables import job_events
 from tests.harness.service import Service
@@ -54,7 +55,7 @@ class Watchers:
         self._numbers = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def __enter__(self) -> Watchers:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,6 +94,7 @@ class Watchers:
 
     @property
     def interruptions(self) -> Counter[str]:
+        """By reason, or by code where the service gave none."""
         return Counter(why for recording in self.recordings for why in recording.interruptions)
 
     @property
@@ -138,11 +140,11 @@ class Watchers:
                 recording.ended = True
                 return
             except grpc.aio.AioRpcError as error:
-                why = f"{error.code().name}: {error.details()}"
+                why = call_failed(error)
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     self.broken.append(f"{recording.job_id}: {why}")
                     return
-                recording.interruptions.append(why)
+                recording.interruptions.append(why.reason or why.code)
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _follow(self, recording: Recording, stub: Any) -> None:
