@@ -262,3 +262,19 @@ def together(*bodies: Callable[[], T]) -> list[T]:
     with ThreadPoolExecutor(len(bodies)) as pool:
         futures: list[Future[T]] = [pool.submit(run, body) for body in bodies]
         return [future.result(WAIT_SECONDS_MAX) for future in futures]
+
+
+def wait_until_blocked(house: House) -> None:
+    """Returns once some transaction of this database waits for a lock."""
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    timeout = threading.Event()
+    timer = threading.Timer(WAIT_SECONDS_MAX, timeout.set)
+    timer.start()
+    try:
+        while not house.database.read(lambda c: c.execute(waiting).scalar_one()):
+            assert not timeout.is_set(), "nobody waits for a lock"
+    finally:
+        timer.cancel()

@@ -21,6 +21,7 @@ from tests.store.house import (
     new_id,
     new_token,
     together,
+    wait_until_blocked,
     worker,
 )
 
@@ -228,22 +229,6 @@ def test_a_claim_waits_for_a_locked_row(house: House, rolls_back: bool) -> None:
     together(bookkeeper, claim_meanwhile)
     assert house.row(job_id).state == "RUNNING"
     assert house.row(job_id).dispatch_count == (0 if rolls_back else 7)
-
-
-def wait_until_blocked(house: House) -> None:
-    """Returns once some transaction of this database waits for a lock."""
-    waiting = sa.text(
-        "SELECT count(*) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    timeout = threading.Event()
-    timer = threading.Timer(WAIT_SECONDS_MAX, timeout.set)
-    timer.start()
-    try:
-        while not house.database.read(lambda c: c.execute(waiting).scalar_one()):
-            assert not timeout.is_set(), "nobody waits for a lock"
-    finally:
-        timer.cancel()
 
 
 def test_a_locked_row_is_the_relays_to_pass_over(pg_house: House) -> None:

@@ -30,8 +30,8 @@ from tests.store.house import (
     House,
     new_token,
     together,
+    wait_until_blocked,
 )
-from tests.store.test_claim import wait_until_blocked
 
 ROUNDS = 12
 MANY = 40

@@ -318,14 +318,14 @@ sys.stdin.readline()
 """
 
 
+def impatient(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA busy_timeout=20")
+
+
 @pytest.fixture
 def locked(sqlite_house: House) -> Iterator[House]:
     """SQLite that another process has locked, with little patience."""
     database = sqlite_house.database
-
-    def impatient(connection: sqlite3.Connection, _record: object) -> None:
-        connection.execute("PRAGMA busy_timeout=20")
-
     sa.event.listen(database.engine, "connect", impatient)
     path = str(database.url.database)
     with subprocess.Popen(
@@ -344,6 +344,21 @@ def test_a_database_that_another_process_locks_is_unavailable_to_writers(locked:
     with pytest.raises(DatabaseUnavailable):
         locked.write(lambda tx: add_queue(tx, "q"))
     assert names(locked.database) == set()  # readers go on
+
+
+def test_a_writer_has_the_database_from_its_first_read(sqlite_house: House) -> None:
+    """Else what it read could be outdated once it writes, and SQLite would refuse that."""
+    other = connect(str(sqlite_house.database.url))
+    sa.event.listen(other.engine, "connect", impatient)
+
+    def reads_and_writes(tx: Transaction) -> None:
+        with pytest.raises(DatabaseUnavailable):
+            other.write(lambda tx: add_queue(tx, "q"))
+        add_queue(tx, "q")
+
+    sqlite_house.write(reads_and_writes)
+    assert names(other) == {"q"}
+    other.close()
 
 
 def test_a_directory_that_is_not_there_is_unavailable(tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ from jobsvc.store.database import Database
 from jobsvc.store.tables import metadata, service
 from tests.services import fresh_database
 from tests.store.conftest import POSTGRESQL, connect, sqlite_url
-from tests.store.house import WAIT_SECONDS_MAX, House
-from tests.store.test_claim import wait_until_blocked
+from tests.store.house import WAIT_SECONDS_MAX, House, wait_until_blocked
 
 
 @pytest.fixture(params=["sqlite", *POSTGRESQL])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -13,7 +14,15 @@ from jobsvc.errors import IdempotencyKeyReused
 from jobsvc.store.database import Transaction
 from jobsvc.store.submission import KEY_LIFETIME, Submitted, find_keys, preview, submit
 from jobsvc.store.tables import idempotency_keys, job_events, jobs
-from tests.store.house import DONE, House, new_id, new_job, together
+from tests.store.house import (
+    DONE,
+    WAIT_SECONDS_MAX,
+    House,
+    new_id,
+    new_job,
+    together,
+    wait_until_blocked,
+)
 
 
 def test_a_bare_job_gets_the_services_defaults(house: House) -> None:
@@ -251,24 +260,35 @@ def test_one_key_submitted_by_a_hundred_threads_is_one_job(house: House) -> None
     assert house.owed() == ["job"]
 
 
-def test_keys_in_opposite_order_end_in_one_job_each(house: House) -> None:
-    """They are taken in the same order all the same, so neither has to be tried again."""
-    names = [f"k{n}" for n in range(200)]
-    runs: list[int] = []
+def test_keys_are_taken_in_order(pg_house: House) -> None:
+    """Two that took the same keys in opposite order would each wait for the other."""
+    house = pg_house
+    runs: list[str] = []
+    took_one = threading.Event()
 
-    def many(order: list[str]) -> list[str]:
-        requests = [new_job(idempotency_key=n, request_hash=b"1") for n in order]
+    def take(tx: Transaction, *names: str) -> list[str]:
+        requests = [new_job(idempotency_key=n, request_hash=b"1") for n in names]
+        return [answer.job_id for answer in submit(tx, requests, {})[0]]
 
-        def body(tx: Transaction) -> list[str]:
-            runs.append(1)
-            return [answer.job_id for answer in submit(tx, requests, {})[0]]
+    def one_by_one(tx: Transaction) -> list[str]:
+        runs.append("forth")
+        first = take(tx, "a")
+        took_one.set()
+        wait_until_blocked(house)
+        return first + take(tx, "b")
 
-        return house.write(body)
+    def backwards(tx: Transaction) -> list[str]:
+        runs.append("back")
+        return take(tx, "b", "a")
 
-    forth, back = together(lambda: many(names), lambda: many(names[::-1]))
+    def second() -> list[str]:
+        assert took_one.wait(WAIT_SECONDS_MAX)
+        return house.write(backwards)
+
+    forth, back = together(lambda: house.write(one_by_one), second)
     assert forth == back[::-1]
-    assert house.count(jobs) == len(names)
-    assert len(runs) == 2
+    assert sorted(runs) == ["back", "forth"]  # neither had to be tried again
+    assert house.count(jobs) == 2
 
 
 def test_a_key_purged_while_it_is_looked_up_is_taken_anew(pg_house: House) -> None:
