@@ -82,6 +82,7 @@ class Attempt:
     claimed: Claimed
     delivery: Delivery
     renewed: float
+    ended: bool = False  # its outcome is known, and waits to be recorded
     lost: bool = False
     detached: bool = False
     log_bytes: int = 0
@@ -240,7 +241,8 @@ class Attempts:
 
     def _end(self, key: str, ending: Ending) -> None:
         with self._lock:
-            if key in self._running:
+            if attempt := self._running.get(key):
+                attempt.ended = True
                 self._records.endings[key] = ending
                 self._recordable.notify()
 
@@ -253,8 +255,9 @@ class Attempts:
     def on_lease_lost(self, attempt: Leased, reason: str) -> None:
         assert isinstance(attempt, Attempt)
         with self._lock:
-            # With its outcome waiting to be recorded it is no more ours to stop; the token decides.
-            if attempt.key not in self._running or attempt.key in self._records.endings:
+            # With its outcome known it is no more ours to stop; the token decides. A lease that is
+            # missing is then most likely the one that just ended by being recorded.
+            if attempt.ended or attempt.key not in self._running:
                 return
             attempt.lost = True
         self._log.warning("attempt stopped", reason=reason, **_ids(attempt.claimed))
