@@ -1,5 +1,5 @@
 """Processes and brokers that die in the middle of the work."""
 
-from tests.harness.fixtures import service
+from tests.harness.fixtures import brittle_broker, brittle_service, brittle_vhosts, service
 
-__all__ = ["service"]
+__all__ = ["brittle_broker", "brittle_service", "brittle_vhosts", "service"]

@@ -9,10 +9,10 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.handlers import Message as MessageHandler
 
 from tests.harness import Service
-from tests.harness.fixtures import service
+from tests.harness.fixtures import brittle_broker, brittle_service, brittle_vhosts, service
 from tests.services import VHOSTS, free_port, fresh_database, vhost_url
 
-__all__ = ["service"]
+__all__ = ["brittle_broker", "brittle_service", "brittle_vhosts", "service"]
 
 # Of the service that many tests share; they begin at the other end.
 SHARED_VHOST = VHOSTS[-1]

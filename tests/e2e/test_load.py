@@ -51,7 +51,7 @@ def test_a_thousand_watchers(service: Service, tmp_path: Path) -> None:
             40,
             "every watcher has seen its job start",
         )
-        gate.touch()
+        gate.with_suffix(".1").touch()
         watchers.join(60)
         watchers.check(WATCHERS)
         assert not watchers.interruptions

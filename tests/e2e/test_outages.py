@@ -20,40 +20,31 @@ RECONNECT_SECONDS_MAX = 5.0 * PATIENCE
 
 
 @pytest.fixture
-def own_broker() -> Iterator[RabbitmqNode]:
-    with RabbitmqNode() as node:
-        yield node
-
-
-@pytest.fixture
 def own_database() -> Iterator[PostgresNode]:
     with PostgresNode(machine_bin() or wheel_bin()) as node:
         yield node
 
 
 def test_broker_down_fails_no_submit(
-    own_broker: RabbitmqNode, database_url: str, tmp_path: Path
+    brittle_service: Service, brittle_broker: RabbitmqNode
 ) -> None:
-    service = Service(database_url, own_broker.url, tmp_path)
-    try:
-        service.start()
-        client = service.client(timeout=SUBMIT_SECONDS_MAX)
-        first = client.submit("demo.echo").job.job_id
-        client.wait(first, timeout=20)
-        own_broker.kill()
-        ids = [client.submit("demo.echo").job.job_id for _ in range(20)]
-        assert client.health() == "SERVING"
-        # A server that starts now takes jobs as well.
-        service.server()
-        late = service.client(timeout=SUBMIT_SECONDS_MAX)
-        ids += [late.submit("demo.echo").job.job_id for _ in range(20)]
-        assert service.count(jobs.c.state == JobState.QUEUED) == len(ids)
-        own_broker.start()
-        service.wait_ended(len(ids) + 1, RECONNECT_SECONDS_MAX)
-        service.wait_idle()
-        service.check([first, *ids], jobs_min=len(ids) + 1)
-    finally:
-        service.close()
+    service = brittle_service
+    service.start()
+    client = service.client(timeout=SUBMIT_SECONDS_MAX)
+    first = client.submit("demo.echo").job.job_id
+    client.wait(first, timeout=20)
+    brittle_broker.kill()
+    ids = [client.submit("demo.echo").job.job_id for _ in range(20)]
+    assert client.health() == "SERVING"
+    # A server that starts now takes jobs as well.
+    service.server()
+    late = service.client(timeout=SUBMIT_SECONDS_MAX)
+    ids += [late.submit("demo.echo").job.job_id for _ in range(20)]
+    assert service.count(jobs.c.state == JobState.QUEUED) == len(ids)
+    brittle_broker.start()
+    service.wait_ended(len(ids) + 1, RECONNECT_SECONDS_MAX)
+    service.wait_idle()
+    service.check([first, *ids], jobs_min=len(ids) + 1)
 
 
 def test_database_down_is_said_and_recovered_from(

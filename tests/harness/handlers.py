@@ -21,12 +21,12 @@ def spin(payload: dict[str, Any], ctx: JobContext) -> None:
 
 @job("test.gate")
 def gate(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
-    """Waits for the file at `path`, then logs so many `lines`."""
-    while not Path(payload["path"]).exists():
+    """Waits for the file PATH.ATTEMPT, then logs so many `lines`."""
+    while not Path(f"{payload['path']}.{ctx.attempt}").exists():
         ctx.sleep(GATE_POLL_SECONDS)
-    for number in range(payload["lines"]):
+    for number in range(payload.get("lines", 0)):
         ctx.log(f"line {number}")
-    return {"lines": payload["lines"]}
+    return {"attempt": ctx.attempt}
 
 
 @job("test.tell")
