@@ -95,7 +95,8 @@ class WatchHub:
         self._sweep_interval = sweep_interval
         self._watchers: defaultdict[str, set[_Watcher]] = defaultdict(set)
         self._count = 0
-        self._unread: set[_Watcher] = set()
+        # A dict for its order: whoever is marked again meanwhile keeps its place and starves nobody.
+        self._unread: dict[_Watcher, None] = {}
         self._work = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -114,8 +115,11 @@ class WatchHub:
         ]
 
     def drain(self) -> None:
-        """Ends every watch with Draining, and any that is begun later."""
+        """Ends every watch with Draining, and any that is begun later. What was read already is
+        delivered; nothing more is read, or a busy job's watchers would never end."""
         self._draining = True
+        for task in self._tasks:
+            task.cancel()
         for watchers in self._watchers.values():
             for watcher in watchers:
                 watcher.wake()
@@ -156,13 +160,13 @@ class WatchHub:
         watcher = _Watcher(job_id, after_sequence, heartbeat_seconds)
         self._watchers[job_id].add(watcher)
         self._count += 1
-        self._unread.add(watcher)
+        self._unread[watcher] = None
         self._work.set()
         return watcher
 
     def _leave(self, watcher: _Watcher) -> None:
         self._count -= 1
-        self._unread.discard(watcher)
+        self._unread.pop(watcher, None)
         others = self._watchers[watcher.job_id]
         others.discard(watcher)
         if not others:
@@ -173,18 +177,18 @@ class WatchHub:
         while True:
             if watcher.error is not None:
                 raise watcher.error
-            if watcher.events:
-                return self._take(watcher)
-            if watcher.up_to_date and watcher.ended:
+            if watcher.up_to_date and watcher.ended and not watcher.events:
                 return None
-            if watcher.dirty:
-                self._unread.add(watcher)
-                self._work.set()
-            if self._draining:
-                raise Draining
             now = time.monotonic()
             if now >= watcher.expires_at:
                 raise StreamExpired
+            if watcher.events:
+                return self._take(watcher)
+            if self._draining:
+                raise Draining
+            if watcher.dirty:
+                self._unread[watcher] = None
+                self._work.set()
             if now >= watcher.beat_at or (watcher.up_to_date and not watcher.started):
                 watcher.started = True
                 watcher.beat_at = now + watcher.heartbeat_seconds
@@ -215,7 +219,7 @@ class WatchHub:
             for watcher in self._watchers.get(change.job_id, ()):
                 if change.last_sequence > watcher.cursor:
                     watcher.dirty = True
-                    self._unread.add(watcher)
+                    self._unread[watcher] = None
         if self._unread:
             self._work.set()
 
@@ -242,7 +246,7 @@ class WatchHub:
             return
         reading = [watcher for watchers in cursors.values() for watcher in watchers]
         for watcher in reading:
-            self._unread.discard(watcher)
+            self._unread.pop(watcher, None)
             watcher.dirty = False  # what is hinted from here on may not be in this read
         try:
             found = await self._threads.read(
@@ -251,7 +255,8 @@ class WatchHub:
         except BaseException:
             for watcher in reading:
                 watcher.dirty = True
-            self._unread.update(w for w in reading if w in self._watchers.get(w.job_id, ()))
+            here = [w for w in reading if w in self._watchers.get(w.job_id, ())]
+            self._unread.update(dict.fromkeys(here))
             raise
         for cursor, watchers in cursors.items():
             for watcher in watchers:
@@ -260,13 +265,16 @@ class WatchHub:
     def _next_cursors(self) -> dict[tuple[str, int], list[_Watcher]]:
         """Whom to read for next: (job id, sequence) -> the watchers of that job that stand there.
 
-        One whose mailbox is still full comes back by itself when it has emptied it.
+        One whose mailbox is still full comes back by itself when it has emptied it. One that has
+        come since the last lookup waits for the next: it may not be entitled to anything.
         """
         cursors: dict[tuple[str, int], list[_Watcher]] = {}
         for watcher in tuple(self._unread):
             cursor = watcher.job_id, watcher.cursor
             if watcher.events:
-                self._unread.discard(watcher)
+                self._unread.pop(watcher, None)
+            elif watcher.new:
+                continue
             elif cursor in cursors:
                 cursors[cursor].append(watcher)
             elif len(cursors) < READ_CURSORS:
@@ -295,11 +303,11 @@ class WatchHub:
             elif watcher.cursor == head[0]:  # nothing to replay
                 watcher.up_to_date = True
                 watcher.ended = head[1].terminal
-                self._unread.discard(watcher)
+                self._unread.pop(watcher, None)
                 watcher.wake()
 
     def _end(self, watcher: _Watcher, error: JobsvcError) -> None:
-        self._unread.discard(watcher)
+        self._unread.pop(watcher, None)
         watcher.error = error
         watcher.wake()
 
