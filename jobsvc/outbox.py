@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
-from jobsvc import telemetry
+from jobsvc import metrics, telemetry
 from jobsvc.broker.publisher import Publisher
 from jobsvc.broker.topology import Broker, BrokerUnavailable
 from jobsvc.core.model import Change, Dispatch, Effects
@@ -65,9 +65,10 @@ class Outbox:
         self._work = threading.Condition()
         self._stopping = False
         self._relay_due = self._redispatch_due = 0.0
-        self._short_of: dict[str, int] = {}
+        self._short_of: set[str] = set()  # queues, as of the last look
         self._log = telemetry.get_logger("outbox")
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        metrics.BROKER_UP.set_function(lambda: self._publisher.connected)
 
     def start(self) -> None:
         self._thread.start()
@@ -88,6 +89,7 @@ class Outbox:
 
         `watched` False: nobody can be watching these jobs yet (they are new).
         """
+        metrics.count_steps(effects.steps)
         if watched and self._on_changes is not None and effects.changes:
             self._on_changes(effects.changes)
         hints = self._hints and watched and effects.changes
@@ -187,14 +189,22 @@ class Outbox:
             self._redispatch_due = now + self._redispatch_interval
 
     def _redispatch(self) -> None:
-        """A queue is short of messages when fewer are ready or with workers than jobs wait to be
-        claimed. Seen twice in a row, its long-waiting jobs get new ones; once could be chance: a
-        message is on its way between the two counts."""
+        """A queue with long-waiting jobs is short of messages when fewer are ready or with workers
+        than jobs wait to be claimed, or when none is ready at all: workers pass on within seconds
+        what they cannot start. Seen twice in a row, its long-waiting jobs get new ones; once could
+        be chance: a message is on its way between the two counts."""
+        self._publisher.follow()
+        before, self._short_of = self._short_of, set()
         for queue in self._database.read(dispatching.overdue_queues):
             ready = self._publisher.depth(queue) or 0
-            short = self._database.write(partial(dispatching.short, queue=queue, ready=ready))
-            self._short_of[queue] = self._short_of.get(queue, 0) + 1 if short else 0
-            if self._short_of[queue] >= 2:
+            if (
+                # A worker on the memory transport holds all there is, for as long as it takes.
+                (ready or self._publisher.broker.memory)
+                and not self._database.write(partial(dispatching.short, queue=queue, ready=ready))
+            ):
+                continue
+            self._short_of.add(queue)
+            if queue in before:
                 count = self._redispatch_all(
                     partial(dispatching.redispatch, queue=queue, limit=REDISPATCH_BATCH)
                 )

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar, assert_never
 
-from jobsvc import telemetry
+from jobsvc import metrics, telemetry
 from jobsvc.core.model import (
     AttemptFailed,
     Claimed,
@@ -85,6 +85,7 @@ class Attempt:
     ended: bool = False  # its outcome is known, and waits to be recorded
     lost: bool = False
     detached: bool = False
+    started: float | None = None
     log_bytes: int = 0
     output_bytes: int = 0
 
@@ -144,6 +145,7 @@ class Attempts:
         self._prefetch = concurrency
         self._claiming = self._recording = True
         self._log = telemetry.get_logger("worker")
+        metrics.RUNNING.set_function(lambda: len(self._running))
         self._threads = [
             threading.Thread(target=self._claim_forever, name="claim", daemon=True),
             threading.Thread(target=self._record_forever, name="record", daemon=True),
@@ -213,7 +215,9 @@ class Attempts:
     # Listener
 
     def on_started(self, task: ran.Task) -> None:
-        """Nothing to do: STARTED was recorded with the claim."""
+        """STARTED was recorded with the claim; this is when the handler really begins."""
+        if (attempt := self._running.get(task.token)) is not None:
+            attempt.started = time.monotonic()
 
     def on_report(self, task: ran.Task, report: ran.Report) -> None:
         with self._lock:
@@ -237,6 +241,10 @@ class Attempts:
             self._recordable.notify()
 
     def on_outcome(self, task: ran.Task, outcome: ran.Outcome) -> None:
+        attempt = self._running.get(task.token)
+        if attempt is not None and attempt.started is not None:
+            kind = metrics.kind(attempt.claimed.job_type, attempt.claimed.queue)
+            metrics.RUN.labels(*kind).observe(time.monotonic() - attempt.started)
         self._end(task.token, _to_ending(outcome))
 
     def _end(self, key: str, ending: Ending) -> None:
@@ -260,6 +268,7 @@ class Attempts:
             if attempt.ended or attempt.key not in self._running:
                 return
             attempt.lost = True
+        metrics.LEASES_LOST.inc()
         self._log.warning("attempt stopped", reason=reason, **_ids(attempt.claimed))
         self._pool.abandon(attempt.key)
 
@@ -336,6 +345,8 @@ class Attempts:
         with self._lock:
             self._running.update((attempt.key, attempt) for attempt in attempts)
         for attempt in attempts:
+            kind = metrics.kind(attempt.claimed.job_type, attempt.claimed.queue)
+            metrics.WAIT.labels(*kind).observe(attempt.claimed.waited)
             self._log.info("job started", **_ids(attempt.claimed))
             self._pool.submit(_to_task(attempt))
         self._outbox.tell(result.effects)

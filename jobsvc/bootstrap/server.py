@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import uvloop
 
-from jobsvc import telemetry
+from jobsvc import metrics, telemetry
 from jobsvc.bootstrap.probes import serve_probes
 from jobsvc.bootstrap.signals import on_stop
 from jobsvc.broker.listener import HintListener
@@ -113,7 +113,7 @@ class Service:
             loop.start()
         await self._server.start()
         self._serving = True
-        self._probes = serve_probes(self._settings, lambda: self._serving)
+        self._probes = serve_probes(self._settings, self._database, lambda: self._serving)
         self._probe = asyncio.create_task(self._probe_database(), name="probe")
 
     async def stop(self, grace_seconds: float) -> None:
@@ -133,8 +133,11 @@ class Service:
 
     async def _probe_database(self) -> None:
         """Health says NOT_SERVING while the database is away."""
+        loop = asyncio.get_running_loop()
         while True:
+            due = loop.time() + PROBE_SECONDS
             await asyncio.sleep(PROBE_SECONDS)
+            metrics.LOOP_LAG.set(loop.time() - due)
             try:
                 await self._threads.read(schema.ping)
                 reached = True

@@ -32,7 +32,7 @@ def run(settings: Settings) -> int:
         broker = Broker(settings.broker_url, settings.queue_type)
         outbox = Outbox(database, broker)
         worker = Worker(settings, database, broker, outbox)
-        probes = serve_probes(settings, lambda: worker.consuming)
+        probes = serve_probes(settings, database, lambda: worker.consuming)
         start_worker(worker)
         outbox.start()
         log = telemetry.get_logger("jobsvc")

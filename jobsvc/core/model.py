@@ -7,6 +7,7 @@ google.protobuf.Struct (payload) or Value (result), else a blob of that type.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -157,7 +158,8 @@ class JobOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A job that a worker holds under a lease. `token` is the fence: no write without it."""
+    """A job that a worker holds under a lease. `token` is the fence: no write without it.
+    `waited`: seconds since its message was owed to the broker."""
 
     job_id: str
     token: str
@@ -167,6 +169,7 @@ class Claimed:
     input: Input
     timeout: float
     trace_id: str = ""
+    waited: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,11 +219,22 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """An event as it is counted: what happened, to which kind of job, and what it led to."""
+
+    event: EventType
+    state: JobState
+    job_type: str
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
 class Effects:
-    """What a committed transaction leaves to be told: to watchers, and to the broker."""
+    """What a committed transaction leaves to be told: to watchers, to the broker, to metrics."""
 
     changes: tuple[Change, ...] = ()
     dispatches: tuple[Dispatch, ...] = ()
+    steps: Mapping[Step, int] = field(default_factory=dict, compare=False)
 
 
 # How an attempt ended, as a worker reports it to the store.

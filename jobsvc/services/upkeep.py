@@ -10,17 +10,18 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobsvc import telemetry
+from jobsvc import metrics, telemetry
 from jobsvc.core.model import Effects
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
-from jobsvc.store import registry, transitions
+from jobsvc.store import dispatching, registry, transitions
 from jobsvc.store.database import Database, Transaction
 
 Once = Callable[[Database, int], tuple[int, Effects]]
 
 LIMIT = 500
 PURGE_INTERVAL_SECONDS = 60.0
+MEASURE_INTERVAL_SECONDS = 10.0
 
 
 def promote_once(database: Database, limit: int) -> tuple[int, Effects]:
@@ -47,6 +48,15 @@ def purge_once(database: Database, limit: int) -> tuple[int, Effects]:
     return database.write(purge), Effects()
 
 
+def measure_once(database: Database, _limit: int) -> tuple[int, Effects]:
+    """What only the database knows of the backlog, for `/metrics`."""
+    ages, overdue = database.read(dispatching.backlog)
+    for queue, age in ages.items():
+        metrics.OLDEST_QUEUED.labels(queue).set(age)
+    metrics.OUTBOX_AGE.set(overdue)
+    return 0, Effects()
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     name: str
@@ -61,6 +71,7 @@ def tasks(promote_interval: float, reap_interval: float) -> list[Task]:
         Task("release", promote_interval, release_once),
         Task("reap", reap_interval, reap_once),
         Task("purge", PURGE_INTERVAL_SECONDS, purge_once),
+        Task("measure", MEASURE_INTERVAL_SECONDS, measure_once),
     ]
 
 

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from jobsvc import telemetry
+from jobsvc import metrics, telemetry
 from jobsvc.core.model import Change, JobEvent
 from jobsvc.errors import (
     DatabaseUnavailable,
@@ -95,13 +95,14 @@ class WatchHub:
         self._sweep_interval = sweep_interval
         self._watchers: defaultdict[str, set[_Watcher]] = defaultdict(set)
         self._count = 0
-        # A dict for its order: whoever is marked again meanwhile keeps its place and starves nobody.
+        # A dict for its order: nobody is passed over by those who are marked again and again.
         self._unread: dict[_Watcher, None] = {}
         self._work = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
         self._log = telemetry.get_logger("watch")
+        metrics.WATCHERS.set_function(lambda: self._count)
 
     @property
     def watcher_count(self) -> int:
@@ -286,6 +287,9 @@ class WatchHub:
         watcher.up_to_date = len(events) < PAGE_EVENTS
         if events:
             watcher.cursor = events[-1].sequence
+            if watcher.started:
+                age = datetime.now(UTC) - events[-1].event_time
+                metrics.WATCH_LAG.observe(max(age.total_seconds(), 0.0))
         if not watcher.up_to_date:
             watcher.dirty = True
         watcher.wake()

@@ -8,14 +8,14 @@ their order the order of commits.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
-from jobsvc.core.model import RETENTION_SECONDS, Change, Dispatch, Effects, JobError, Report
+from jobsvc.core.model import RETENTION_SECONDS, Change, Dispatch, Effects, JobError, Report, Step
 from jobsvc.core.states import EventType, JobState
 from jobsvc.store.database import Transaction, insert_many, update_many
 from jobsvc.store.rows import JOB_COLUMNS, error_to_json, event_detail
@@ -27,7 +27,7 @@ PUBLISH_GRACE = timedelta(seconds=2)
 LOCK_COLUMNS = (
     *JOB_COLUMNS,
     *(jobs.c.failures, jobs.c.crashes, jobs.c.retention, jobs.c.lease_token, jobs.c.held),
-    *(jobs.c.log_bytes, jobs.c.output_bytes, jobs.c.dispatch_count),
+    *(jobs.c.log_bytes, jobs.c.output_bytes, jobs.c.dispatch_count, jobs.c.dispatch_time),
 )
 
 
@@ -76,6 +76,7 @@ class Batch:
         self._last_sequences: dict[str, int] = {}
         self._events: list[dict[str, Any]] = []
         self._outbox: list[dict[str, Any]] = []
+        self._steps: Counter[Step] = Counter()
 
     def set(self, job: LockedJob, **columns: Any) -> None:
         """Changes columns that no watcher is told of."""
@@ -142,6 +143,7 @@ class Batch:
             }
         )
         self._last_sequences[job.id] = job.last_sequence
+        self._steps[Step(event, job.state, job.job_type, job.queue)] += 1
 
     def dispatch(self, job: LockedJob, grace: timedelta = PUBLISH_GRACE) -> None:
         """Owes the broker a message for a QUEUED job."""
@@ -166,6 +168,7 @@ class Batch:
         return Effects(
             tuple(Change(job_id, last) for job_id, last in self._last_sequences.items()),
             self._write_outbox(),
+            self._steps,
         )
 
     def _owe(self, job: Any, kind: str, error_type: str, grace: timedelta) -> None:

@@ -140,6 +140,11 @@ class Database:
                 raise DatabaseUnavailable from error
         raise AssertionError("the last attempt returns or raises")
 
+    @property
+    def connections_in_use(self) -> int:
+        pool = self.engine.pool
+        return pool.checkedout() if isinstance(pool, sa.QueuePool) else 0
+
     def close(self) -> None:
         self.engine.dispose()
 

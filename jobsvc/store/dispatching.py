@@ -57,6 +57,27 @@ def republish(tx: Transaction, job_ids: Sequence[str]) -> Effects:
     return batch.write()
 
 
+def backlog(connection: sa.Connection) -> tuple[dict[str, float], float]:
+    """Seconds that the longest-waiting job of each queue has waited (0 where none does), and that
+    the oldest message owed to the broker is overdue."""
+    now = clock(connection)
+    oldest = (
+        sa.select(sa.func.min(jobs.c.dispatch_time))
+        .where(_QUEUED, jobs.c.queue == queues.c.name)
+        .scalar_subquery()
+    )
+    ages = {
+        name: _age(now, since)
+        for name, since in connection.execute(sa.select(queues.c.name, oldest))
+    }
+    owed = connection.execute(sa.select(sa.func.min(outbox.c.not_before))).scalar()
+    return ages, _age(now, owed)
+
+
+def _age(now: datetime, since: datetime | None) -> float:
+    return max((now - since).total_seconds(), 0.0) if since is not None else 0.0
+
+
 def overdue_queues(connection: sa.Connection) -> list[str]:
     """Queues with a job that was dispatched long ago and has not started."""
     latest = clock(connection) - timedelta(seconds=REDISPATCH_AGE_SECONDS)

@@ -80,7 +80,7 @@ def claim(
     locked = lock(tx, job_ids, jobs.c.payload, jobs.c.payload_content_type)
     for job in locked.values():
         if job.state == JobState.RUNNING and job.lease_token == token:
-            claimed.append(_claimed(job, token))
+            claimed.append(_claimed(job, token, 0.0))
         elif job.state != JobState.QUEUED:
             continue
         elif job.expire_time is not None and job.expire_time <= tx.now:
@@ -88,6 +88,7 @@ def claim(
         elif job.job_type not in types:
             others.append(job)
         else:
+            waited = (tx.now - job.dispatch_time).total_seconds()
             batch.move(
                 job,
                 EventType.STARTED,
@@ -100,12 +101,12 @@ def claim(
                 progress=None,
                 held=False,
             )
-            claimed.append(_claimed(job, token))
+            claimed.append(_claimed(job, token, waited))
     _pass_on(batch, others)
     return ClaimResult(tuple(claimed), batch.write())
 
 
-def _claimed(job: LockedJob, token: str) -> Claimed:
+def _claimed(job: LockedJob, token: str, waited: float) -> Claimed:
     return Claimed(
         job_id=job.id,
         token=token,
@@ -115,6 +116,7 @@ def _claimed(job: LockedJob, token: str) -> Claimed:
         input=Input(job.payload, job.payload_content_type),
         timeout=job.timeout,
         trace_id=job.trace_id,
+        waited=waited,
     )
 
 

@@ -1,0 +1,76 @@
+"""What is counted and measured; served at `/metrics` of every server and worker.
+
+A job's steps are counted where they were committed, by whichever process did it, so sums over all
+processes are the truth: submits are `event="SUBMITTED"`, starts `STARTED`, outcomes the terminal
+events, retries `ATTEMPT_FAILED` with `state="RETRYING"`, dead letters `FAILED`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from jobsvc.core.model import Step
+
+# Clients name job types and queues; beyond so many pairs they are counted as one.
+KINDS_MAX = 500
+OTHER = "other"
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
+
+STEPS = Counter(
+    "jobsvc_job_events", "Committed job events.", ["event", "state", "job_type", "queue"]
+)
+WAIT = Histogram(
+    "jobsvc_wait_seconds",
+    "From when an attempt was due until a worker claimed it.",
+    ["job_type", "queue"],
+    buckets=_SECONDS,
+)
+RUN = Histogram(
+    "jobsvc_run_seconds",
+    "From the start of an attempt's handler until its outcome.",
+    ["job_type", "queue"],
+    buckets=_SECONDS,
+)
+LEASES_LOST = Counter("jobsvc_leases_lost", "Attempts stopped because their lease was lost.")
+RUNNING = Gauge("jobsvc_running", "Attempts that this worker holds.")
+OLDEST_QUEUED = Gauge(
+    "jobsvc_oldest_queued_age_seconds", "Age of the longest-waiting QUEUED job.", ["queue"]
+)
+OUTBOX_AGE = Gauge(
+    "jobsvc_outbox_age_seconds", "How long the oldest message owed to the broker is overdue."
+)
+BROKER_UP = Gauge("jobsvc_broker_up", "1 while this process can publish.")
+WATCHERS = Gauge("jobsvc_watchers", "Open watches of this server.")
+WATCH_LAG = Histogram(
+    "jobsvc_watch_lag_seconds",
+    "From an event's commit until it was read for a watcher that follows live.",
+    buckets=_SECONDS,
+)
+POOL_IN_USE = Gauge("jobsvc_database_connections_in_use", "Of this process.")
+LOOP_LAG = Gauge("jobsvc_event_loop_lag_seconds", "How late the event loop was at the last tick.")
+CALLS = Histogram(
+    "jobsvc_call_seconds",
+    "Calls by method and code; streams until they end.",
+    ["method", "code"],
+    buckets=_SECONDS,
+)
+
+_kinds: set[tuple[str, str]] = set()
+
+
+def kind(job_type: str, queue: str) -> tuple[str, str]:
+    """The labels for a job type and queue, bounded in number."""
+    pair = job_type, queue
+    if pair not in _kinds:
+        if len(_kinds) >= KINDS_MAX:
+            return OTHER, OTHER
+        _kinds.add(pair)
+    return pair
+
+
+def count_steps(steps: Mapping[Step, int]) -> None:
+    for step, count in steps.items():
+        STEPS.labels(step.event, step.state, *kind(step.job_type, step.queue)).inc(count)
