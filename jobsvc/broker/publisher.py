@@ -167,6 +167,14 @@ class Publisher:
             self.close()
             raise BrokerUnavailable(f"lost the broker: {error}") from error
 
+    def follow(self) -> None:
+        """Starts over if a queue that is published to was left behind for its next generation.
+        Raises BrokerUnavailable."""
+        in_use = self._generations_of(())
+        if any(in_use[name] != number for name, number in self._generations.items()):
+            self.close()
+            self.connect()
+
     def depth(self, queue: str) -> int | None:
         connection = self.connect()
         try:

@@ -119,7 +119,7 @@ class Broker:
         try:
             declared = queue(channel).queue_declare(passive=True)
         except ChannelError as error:
-            if getattr(error, "code", None) != 404:
+            if str(getattr(error, "reply_code", "")) != "404":  # text on the memory transport
                 raise
             return None
         finally:
