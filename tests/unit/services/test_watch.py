@@ -97,7 +97,7 @@ async def next_event(stream: Stream) -> int:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(SECONDS_MAX):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.001)
 
 
