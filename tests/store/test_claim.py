@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -121,10 +122,19 @@ def test_a_claim_repeated_with_its_token_answers_the_same(house: House) -> None:
     token = new_token()
     first = house.claim_all(ids, token=token)
     assert len(first) == 2
-    assert house.claim_all(ids, token=token) == first
+    again = house.claim_all(ids, token=token)
+    assert again == tuple(replace(claimed, waited=0.0) for claimed in first)
     assert house.effects == Effects()
     assert [house.row(i).last_sequence for i in ids] == [2, 2]
     assert house.claim_all(ids, token=new_token()) == ()
+
+
+def test_a_claim_tells_how_long_the_message_was_on_its_way(house: House) -> None:
+    job_id = house.submit(delay=60.0)
+    house.wait(100)
+    house.promote()
+    house.wait(7)
+    assert 7.0 <= house.claim(job_id).waited < 60.0
 
 
 def test_a_job_past_its_expire_time_expires_instead(house: House) -> None:
