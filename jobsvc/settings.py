@@ -1,8 +1,9 @@
 """Every setting, and the only reader of the environment.
 
 Each setting X of `Settings` and `ClientSettings` is the variable JOBSVC_X, or the file that
-JOBSVC_X_FILE names (not for settings that are themselves paths). A variable that is set but empty
-counts as not set, except JOBSVC_METRICS_LISTEN, where empty means off.
+JOBSVC_X_FILE names (not for settings that are themselves paths; JOBSVC_TOKENS_FILE is a path of
+its own, as that file is read anew when it changes). A variable that is set but empty counts as not
+set, except JOBSVC_METRICS_LISTEN, where empty means off.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -27,23 +28,16 @@ from pydantic import (
     field_validator,
 )
 
+from jobsvc.tls import read_ca, read_pair
+from jobsvc.tokens import parse_tokens, read_tokens
+
 PREFIX = "JOBSVC_"
 METRICS_LISTEN = "127.0.0.1:9464"
-NOT_AVAILABLE = "not available in this release"
-
-# What a later release serves. Set here, each stops the start: a service that runs open while its
-# operator believes in TLS or tokens is worse than one that does not run.
-UNAVAILABLE_CLIENT = ("client_cert", "client_key", "tls_server_name")
-UNAVAILABLE = (
-    *UNAVAILABLE_CLIENT,
-    "tls_cert",
-    "tls_key",
-    "tls_client_ca",
-    "broker_ca",
-    "tokens",
-)
 PATHS = frozenset(
-    {"tls_cert", "tls_key", "tls_client_ca", "client_cert", "client_key", "broker_ca", "tls_ca"}
+    {
+        *("tls_cert", "tls_key", "tls_client_ca", "broker_ca", "tokens_file"),
+        *("tls_ca", "client_cert", "client_key"),
+    }
 )
 SECRETS = frozenset({"token", "tokens"})
 URLS = frozenset({"database_url", "broker_url", "smtp_url"})
@@ -126,8 +120,14 @@ class Settings(_Model):
 
     database_url: str = ""
     broker_url: str = ""
+    broker_ca: str = ""
     queue_type: Literal["classic", "quorum"] = "classic"
     insecure: bool = False
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    tokens: str = Field(default="", repr=False)
+    tokens_file: str = ""
     listen: str = "127.0.0.1:50051"
     metrics_listen: str = METRICS_LISTEN
     handlers: Names = ("worker.handlers",)
@@ -157,9 +157,19 @@ class Settings(_Model):
     @field_validator("broker_url")
     @classmethod
     def _check_broker_url(cls, url: str) -> str:
-        if url.startswith("amqps:"):
-            raise ValueError("amqps:// is not available in this release; use amqp://")
-        return _check_scheme(url, "amqp", "memory")
+        if url.startswith("amqps:") and ";" in url:
+            # Kombu would hold every broker's certificate against the name of the first.
+            raise ValueError("one address only with amqps://; give a name that leads to all")
+        return _check_scheme(url, "amqp", "amqps", "memory")
+
+    @field_validator("broker_ca")
+    @classmethod
+    def _check_broker_ca(cls, path: str, info: ValidationInfo) -> str:
+        if path:
+            if not info.data.get("broker_url", "amqps:").startswith("amqps:"):
+                raise ValueError("is of use with an amqps:// JOBSVC_BROKER_URL only")
+            read_ca(path)
+        return path
 
     @field_validator("smtp_url")
     @classmethod
@@ -179,15 +189,50 @@ class Settings(_Model):
             raise ValueError("not of the form smtp://user:password@host:587?starttls=1")
         return url
 
+    @field_validator("tls_key")
+    @classmethod
+    def _check_tls_key(cls, path: str, info: ValidationInfo) -> str:
+        certificate = info.data["tls_cert"]
+        if bool(path) != bool(certificate):
+            raise ValueError("goes with JOBSVC_TLS_CERT: neither is of use alone")
+        if path:
+            read_pair(certificate, path)
+        return path
+
+    @field_validator("tls_client_ca")
+    @classmethod
+    def _check_tls_client_ca(cls, path: str, info: ValidationInfo) -> str:
+        if path:
+            if not info.data["tls_cert"]:
+                raise ValueError("is of use with JOBSVC_TLS_CERT and JOBSVC_TLS_KEY only")
+            read_ca(path)
+        return path
+
+    @field_validator("tokens")
+    @classmethod
+    def _check_tokens(cls, text: str) -> str:
+        parse_tokens(text)
+        return text
+
+    @field_validator("tokens_file")
+    @classmethod
+    def _check_tokens_file(cls, path: str, info: ValidationInfo) -> str:
+        if path:
+            if info.data.get("tokens"):
+                raise ValueError("JOBSVC_TOKENS is set too; only one of them may be")
+            read_tokens(path)
+        return path
+
     @field_validator("listen")
     @classmethod
     def _check_listen(cls, address: str, info: ValidationInfo) -> str:
         host, _ = split_address(address)
         # `insecure` is missing from the data if it was bad itself, and is reported then.
-        if not is_loopback(host) and info.data.get("insecure") is False:
+        plaintext = not info.data["tls_cert"] and info.data.get("insecure") is False
+        if plaintext and not is_loopback(host):
             raise ValueError(
-                f"{host} is more than loopback, and traffic is plaintext; "
-                "set JOBSVC_INSECURE=1 if the network is private"
+                f"{host} is more than loopback, and traffic is plaintext; set JOBSVC_TLS_CERT and "
+                "JOBSVC_TLS_KEY, or JOBSVC_INSECURE=1 if the network is private"
             )
         return address
 
@@ -221,17 +266,21 @@ class Settings(_Model):
 
 
 class ClientSettings(_Model):
-    """What the client commands run by; "" = not set."""
+    """What the client commands run by; "" = not set. `tls_ca` turns TLS on."""
 
     address: str = "127.0.0.1:50051"
     token: str = Field(default="", repr=False)
+    insecure: bool = False
     tls_ca: str = ""
+    client_cert: str = ""
+    client_key: str = ""
+    tls_server_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
     """One line of `jobsvc settings`: the value masked; the source one of default, environment and
-    file, or that the setting is not available."""
+    file."""
 
     variable: str
     value: str
@@ -259,15 +308,15 @@ def load_client(environ: Mapping[str, str] = os.environ, **overrides: object) ->
 
 def describe(environ: Mapping[str, str] = os.environ) -> list[SettingRow]:
     """Every setting of both kinds, with secrets masked. Raises SettingsError."""
-    rows = []
+    rows = {}
     models: tuple[type[_Model], ...] = (Settings, ClientSettings)
     for model in models:
         settings, sources = _load(model, environ, {}, ())
-        rows += [
-            SettingRow(PREFIX + name.upper(), _shown(name, value), sources.get(name, "default"))
-            for name, value in settings
-        ]
-    return rows + [SettingRow(PREFIX + n.upper(), "", NOT_AVAILABLE) for n in UNAVAILABLE]
+        for name, value in settings:
+            variable = PREFIX + name.upper()
+            source = sources.get(name, "default")
+            rows[variable] = SettingRow(variable, _shown(name, value), source)
+    return list(rows.values())
 
 
 def _load(
@@ -276,7 +325,7 @@ def _load(
     overrides: Mapping[str, object],
     needs: Iterable[str],
 ) -> tuple[_M, dict[str, str]]:
-    problems = list(_unavailable(model, environ))
+    problems = []
     values: dict[str, object] = {}
     sources: dict[str, str] = {}
     for name in model.model_fields:
@@ -310,7 +359,8 @@ def _read(name: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
     """The text of a setting and its source; ValueError where it cannot be read."""
     variable = PREFIX + name.upper()
     value = environ.get(variable, "")
-    path = "" if name in PATHS else environ.get(variable + "_FILE", "")
+    no_file = name in PATHS or f"{name}_file" in PATHS
+    path = "" if no_file else environ.get(variable + "_FILE", "")
     if value and path:
         raise ValueError(f"{variable}_FILE is set too; only one of them may be")
     if path:
@@ -323,14 +373,6 @@ def _read(name: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
     if value or (name == "metrics_listen" and variable in environ):
         return value, "environment"
     return None
-
-
-def _unavailable(model: type[_Model], environ: Mapping[str, str]) -> Iterator[str]:
-    names = UNAVAILABLE_CLIENT if model is ClientSettings else UNAVAILABLE
-    for name in names:
-        for variable in (PREFIX + name.upper(), f"{PREFIX}{name.upper()}_FILE"):
-            if environ.get(variable):
-                yield f"{variable}: {NOT_AVAILABLE}; unset it"
 
 
 def _problem(error: Mapping[str, Any]) -> str:

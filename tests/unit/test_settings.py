@@ -6,6 +6,23 @@ import pytest
 
 from jobsvc import settings
 from jobsvc.settings import SettingsError, describe, load, load_client
+from tests.pem import Authority
+
+
+class Pem:
+    """A server's files, as in its environment, and those of others."""
+
+    def __init__(self, directory: Path) -> None:
+        authority = Authority(directory, "ca")
+        certificate, key = authority.issue("server", "localhost")
+        self.server = {"JOBSVC_TLS_CERT": certificate, "JOBSVC_TLS_KEY": key}
+        self.ca = authority.path
+        _, self.other_key = authority.issue("other", "localhost")
+
+
+@pytest.fixture
+def pem(tmp_path: Path) -> Pem:
+    return Pem(tmp_path)
 
 
 def problems(environ: dict[str, str], **options: object) -> list[str]:
@@ -95,13 +112,6 @@ def test_every_problem_is_in_one_message() -> None:
     assert "secret" not in str(found)
 
 
-@pytest.mark.parametrize("name", settings.UNAVAILABLE)
-@pytest.mark.parametrize("suffix", ["", "_FILE"])
-def test_what_a_later_release_serves_stops_the_start(name: str, suffix: str) -> None:
-    (problem,) = problems({f"JOBSVC_{name.upper()}{suffix}": "x"})
-    assert "not available in this release" in problem
-
-
 def test_a_client_looks_at_its_own_settings_alone(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("t0ken\n")
@@ -110,8 +120,6 @@ def test_a_client_looks_at_its_own_settings_alone(tmp_path: Path) -> None:
     )
     assert found.token == "t0ken"
     assert "t0ken" not in repr(found)
-    with pytest.raises(SettingsError, match="JOBSVC_CLIENT_KEY: not available"):
-        load_client({"JOBSVC_CLIENT_KEY": "x"})
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:1", "[::1]:1", "127.9.9.9:1"])
@@ -124,6 +132,74 @@ def test_more_than_loopback_needs_permission(address: str) -> None:
     (problem,) = problems({"JOBSVC_LISTEN": address})
     assert "JOBSVC_INSECURE=1" in problem
     assert load({"JOBSVC_LISTEN": address, "JOBSVC_INSECURE": "1"}).listen == address
+
+
+def test_more_than_loopback_with_tls_needs_no_permission(pem: Pem) -> None:
+    environ = {"JOBSVC_LISTEN": "0.0.0.0:1", **pem.server}
+    assert load(environ).listen == "0.0.0.0:1"
+
+
+@pytest.mark.parametrize("alone", ["JOBSVC_TLS_CERT", "JOBSVC_TLS_KEY"])
+def test_a_certificate_and_its_key_go_together(pem: Pem, alone: str) -> None:
+    (problem,) = problems({alone: pem.server[alone]})
+    assert problem.startswith("JOBSVC_TLS_KEY: goes with JOBSVC_TLS_CERT")
+
+
+def test_a_key_of_another_certificate_stops_the_start(pem: Pem) -> None:
+    (problem,) = problems({**pem.server, "JOBSVC_TLS_KEY": pem.other_key})
+    assert problem.startswith("JOBSVC_TLS_KEY: ")
+    assert "are not a certificate and its key in PEM (KEY_VALUES_MISMATCH)" in problem
+
+
+def test_tls_files_that_are_not_there_are_named(pem: Pem, tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone.pem")
+    found = problems(
+        {
+            "JOBSVC_TLS_CERT": pem.server["JOBSVC_TLS_CERT"],
+            "JOBSVC_TLS_KEY": gone,
+            "JOBSVC_TLS_CLIENT_CA": gone,
+            "JOBSVC_BROKER_URL": "amqps://h",
+            "JOBSVC_BROKER_CA": gone,
+            "JOBSVC_TOKENS_FILE": gone,
+        }
+    )
+    names = ["BROKER_CA", "TLS_KEY", "TLS_CLIENT_CA", "TOKENS_FILE"]
+    message = f"cannot read {gone}: No such file or directory"
+    assert found == [f"JOBSVC_{name}: {message}" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        ({"JOBSVC_TLS_CLIENT_CA": "x"}, "JOBSVC_TLS_CLIENT_CA"),
+        ({"JOBSVC_BROKER_CA": "x", "JOBSVC_BROKER_URL": "amqp://h"}, "JOBSVC_BROKER_CA"),
+    ],
+)
+def test_tls_settings_that_would_do_nothing_are_refused(environ: dict[str, str], name: str) -> None:
+    (problem,) = problems(environ)
+    assert problem.startswith(f"{name}: is of use with")
+
+
+def test_bad_tokens_are_told_by_their_lines_alone(tmp_path: Path) -> None:
+    (problem,) = problems({"JOBSVC_TOKENS": "# ours\nhunter2 hunter2 read"})
+    assert problem == (
+        "JOBSVC_TOKENS: line 2: the second word is not a SHA-256 in 64 hexadecimal digits"
+    )
+    path = tmp_path / "tokens"
+    path.write_text("\n\nhunter2")
+    (problem,) = problems({"JOBSVC_TOKENS_FILE": str(path)})
+    assert problem.startswith(f"JOBSVC_TOKENS_FILE: {path}: line 3: not of the form")
+    assert "hunter2" not in problem
+
+
+def test_tokens_come_from_one_place(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    line = f"ci  {'0a' * 32}  read"
+    path.write_text(line)
+    assert line not in repr(load({"JOBSVC_TOKENS": line}))
+    assert load({"JOBSVC_TOKENS_FILE": str(path)}).tokens_file == str(path)
+    (problem,) = problems({"JOBSVC_TOKENS": line, "JOBSVC_TOKENS_FILE": str(path)})
+    assert problem == "JOBSVC_TOKENS_FILE: JOBSVC_TOKENS is set too; only one of them may be"
 
 
 @pytest.mark.parametrize("address", ["", ":1", "host", "host:", "host:70000", "::1:1", "host:+1"])
@@ -154,9 +230,11 @@ def test_a_lease_outlives_a_lost_heartbeat() -> None:
     assert problem.startswith("JOBSVC_HEARTBEAT: JOBSVC_LEASE must be")
 
 
-def test_no_tls_to_the_broker_is_said() -> None:
-    (problem,) = problems({"JOBSVC_BROKER_URL": "amqps://u:hunter2@h"})
-    assert "not available in this release" in problem
+def test_tls_to_the_broker(pem: Pem) -> None:
+    found = load({"JOBSVC_BROKER_URL": "amqps://u:p@h/v", "JOBSVC_BROKER_CA": pem.ca})
+    assert (found.broker_url, found.broker_ca) == ("amqps://u:p@h/v", pem.ca)
+    (problem,) = problems({"JOBSVC_BROKER_URL": "amqps://u:hunter2@h;amqps://u:hunter2@i"})
+    assert "one address only with amqps://" in problem
     assert "hunter2" not in problem
 
 
@@ -183,6 +261,7 @@ def test_settings_are_described_with_their_source(tmp_path: Path) -> None:
         {
             "JOBSVC_DATABASE_URL_FILE": str(path),
             "JOBSVC_TOKEN": "hunter2",
+            "JOBSVC_TOKENS": f"hunter2  {'0a' * 32}  read",
             "JOBSVC_LEASE": "1m",
         }
     )
@@ -192,5 +271,6 @@ def test_settings_are_described_with_their_source(tmp_path: Path) -> None:
     assert by_name["JOBSVC_TOKEN"] == ("***", "environment")
     assert by_name["JOBSVC_LEASE"] == ("60s", "environment")
     assert by_name["JOBSVC_QUEUES"] == ("default", "default")
-    assert by_name["JOBSVC_TOKENS"] == ("", "not available in this release")
+    assert by_name["JOBSVC_TOKENS"] == ("***", "environment")
+    assert by_name["JOBSVC_TLS_CERT"] == ("", "default")
     assert len(by_name) == len(rows)
