@@ -4,6 +4,8 @@ class to its gRPC status.
     JobsvcError
     ├── InvalidRequest            one or more fields break a rule; lists every one
     ├── Undecodable               the request's bytes are no message of its type
+    ├── Unauthenticated           no token, or none that is known
+    ├── ScopeMissing              a token that does not allow the call
     ├── JobUnknown
     ├── JobStateForbids           the job's state does not allow what was asked
     ├── IdempotencyKeyReused      same key, another request
@@ -24,6 +26,7 @@ class to its gRPC status.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from jobsvc.core.states import JobState
@@ -53,6 +56,15 @@ class InvalidRequest(JobsvcError):
 class Undecodable(JobsvcError):
     def __init__(self, message_type: str) -> None:
         super().__init__(f"the request is no {message_type}: its bytes cannot be decoded")
+
+
+class Unauthenticated(JobsvcError):
+    """The message says nothing of the token: it is shown, and logged."""
+
+
+class ScopeMissing(JobsvcError):
+    def __init__(self, method: str, scopes: Iterable[str]) -> None:
+        super().__init__(f"{method} needs a token with the scope {' and '.join(sorted(scopes))}")
 
 
 class JobUnknown(JobsvcError):

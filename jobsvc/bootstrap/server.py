@@ -15,6 +15,8 @@ from jobsvc.broker.listener import HintListener
 from jobsvc.broker.topology import Broker
 from jobsvc.errors import CannotStart, DatabaseUnavailable
 from jobsvc.outbox import Outbox
+from jobsvc.rpc.access import Access, follow_tokens
+from jobsvc.rpc.certificates import server_credentials
 from jobsvc.rpc.interceptors import CallBoundary
 from jobsvc.rpc.server import Server
 from jobsvc.services import upkeep
@@ -38,7 +40,7 @@ def run(settings: Settings) -> int:
     database = Database(settings.database_url, pool_size=DATABASE_THREADS + OTHER_CONNECTIONS)
     try:
         schema.require(database)
-        broker = Broker(settings.broker_url, settings.queue_type)
+        broker = Broker(settings.broker_url, settings.queue_type, settings.broker_ca)
         uvloop.run(serve(settings, database, broker))
     finally:
         database.close()
@@ -63,7 +65,8 @@ async def serve(
         await service.start()
         await asyncio.to_thread(on_start, service.outbox, service.address)
         log = telemetry.get_logger("jobsvc")
-        log.warning("no tokens are set: whoever reaches the address may do everything")
+        if service.open_to_all:
+            log.warning("no tokens are set: whoever reaches the address may do everything")
         log.info("ready", address=service.address)
         await stop.wait()
         log.info("stopping")
@@ -91,14 +94,15 @@ class Service:
             for task in upkeep.tasks(settings.promote_interval, settings.reap_interval)
         ]
         jobs = Jobs(database, self._threads, self.outbox, self._hub)
-        try:
-            self._server = Server(settings.listen, jobs, self._hub, CallBoundary())
-        except RuntimeError as error:
-            raise CannotStart(f"cannot listen on {settings.listen}: is it taken?") from error
+        self._server = _server(settings, jobs, self._hub)
         self._settings = settings
         self._probes: Probes | None = None
         self._serving = False
         self._probe: asyncio.Task[None] | None = None
+
+    @property
+    def open_to_all(self) -> bool:
+        return not (self._settings.tokens or self._settings.tokens_file)
 
     @property
     def address(self) -> str:
@@ -146,6 +150,24 @@ class Service:
             if reached is not self._serving:
                 self._serving = reached
                 await self._server.set_serving(reached)
+
+
+def _server(settings: Settings, jobs: Jobs, hub: WatchHub) -> Server:
+    try:
+        tokens = follow_tokens(settings.tokens, settings.tokens_file)
+        credentials = (
+            server_credentials(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+            if settings.tls_cert
+            else None
+        )
+    except ValueError as error:
+        raise CannotStart(str(error)) from error
+    if tokens is not None and not tokens.current:
+        telemetry.get_logger("jobsvc").warning("no line of the tokens names one: nobody may call")
+    try:
+        return Server(settings.listen, jobs, hub, CallBoundary(Access(tokens)), credentials)
+    except RuntimeError as error:
+        raise CannotStart(f"cannot listen on {settings.listen}: is it taken?") from error
 
 
 def _all(stops: list[Callable[[], None]]) -> None:

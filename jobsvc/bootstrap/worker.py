@@ -29,7 +29,7 @@ def run(settings: Settings) -> int:
     database = Database(settings.database_url, pool_size=CONNECTIONS)
     try:
         schema.require(database)
-        broker = Broker(settings.broker_url, settings.queue_type)
+        broker = Broker(settings.broker_url, settings.queue_type, settings.broker_ca)
         outbox = Outbox(database, broker)
         worker = Worker(settings, database, broker, outbox)
         probes = serve_probes(settings, database, lambda: worker.consuming)

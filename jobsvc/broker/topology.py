@@ -6,9 +6,11 @@ or that cannot be repaired, takes the next generation, whose number is in the da
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import kombu
 from kombu.exceptions import ChannelError
@@ -41,6 +43,7 @@ class Broker:
 
     url: str
     queue_type: str = "classic"
+    ca_path: str = ""  # of a PEM file, for amqps://; "": whom the system trusts
 
     @property
     def memory(self) -> bool:
@@ -55,8 +58,20 @@ class Broker:
             self.url,
             heartbeat=HEARTBEAT_SECONDS,
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            ssl=self._ssl(),
             transport_options={"write_timeout": IO_TIMEOUT_SECONDS},
         )
+
+    def _ssl(self) -> dict[str, Any] | None:
+        """By itself Kombu would take any certificate."""
+        parts = urlsplit(self.url)
+        if parts.scheme != "amqps":
+            return None
+        return {
+            "cert_reqs": ssl.CERT_REQUIRED,
+            "ca_certs": self.ca_path or None,
+            "server_hostname": parts.hostname or "localhost",
+        }
 
     def queue(self, name: str, generation: int = 1) -> kombu.Queue:
         arguments: dict[str, Any] = {
@@ -154,4 +169,7 @@ def abandon(connection: kombu.Connection) -> None:
         if connection.transport_cls == "memory":
             connection.release()
         else:
+            transport = connection.connection.transport
+            if transport is not None and transport.sock is not None:
+                transport.sock.settimeout(0)  # TLS says goodbye, and waits for an answer
             connection.connection.collect()

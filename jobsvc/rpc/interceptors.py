@@ -1,4 +1,5 @@
-"""What every call of our services goes through: decoding, the error boundary, one log record.
+"""What every call of our services goes through: the door, decoding, the error boundary, one log
+record.
 
 grpc.aio by itself tells a caller the text of an exception, answers bytes that it cannot decode
 with UNKNOWN, and lets a SystemExit in a handler end the event loop.
@@ -24,10 +25,12 @@ from jobsvc.errors import (
     Draining,
     FeatureUnimplemented,
     InvalidRequest,
+    JobsvcError,
     Undecodable,
     WatcherTooSlow,
 )
 from jobsvc.rpc import status
+from jobsvc.rpc.access import Access, admitted
 from jobsvc.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -47,14 +50,14 @@ _traceparent = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls, and under which trace."""
+    """Who calls (the name of a token, or `anonymous`), and under which trace."""
 
     actor: str
     trace_id: str
 
 
 def caller(context: Context) -> Caller:
-    return Caller("anonymous", trace_id(context.invocation_metadata() or ()))
+    return Caller(admitted.get().name, trace_id(context.invocation_metadata() or ()))
 
 
 def trace_id(metadata: Any) -> str:
@@ -87,15 +90,19 @@ class CallBoundary(grpc.aio.ServerInterceptor):
     """Nothing leaves a call of ours but an answer, a status of jobsvc.rpc.status, or the end of a
     call that the client has left.
 
-    A method that is `absent` is FeatureUnimplemented. The methods of others (health, reflection)
-    pass through untouched.
+    A call that `access` does not admit is refused before anything else is looked at; a stream ends
+    when it is no longer allowed. A method that is `absent` is FeatureUnimplemented. The methods of
+    others (health, reflection) pass through untouched.
     """
 
     def __init__(
         self,
+        access: Access,
+        *,
         write_seconds_max: float = WRITE_SECONDS_MAX,
         abort_seconds_max: float = ABORT_SECONDS_MAX,
     ) -> None:
+        self.access = access
         self._write_seconds_max = write_seconds_max
         self._abort_seconds_max = abort_seconds_max
         self._handlers: dict[str, Handler] = {}
@@ -122,14 +129,28 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        name = handler_call_details.method
+        path = handler_call_details.method
+        name = path.removeprefix(OURS)
         known = self._handlers.get(name)
         if known is None:
             handler = await continuation(handler_call_details)
-            if handler is None or not name.startswith(OURS):
+            if handler is None or not path.startswith(OURS):
                 return handler
-            known = self._handlers[name] = self._wrap(name.removeprefix(OURS), handler)
+            known = self._handlers[name] = self._wrap(name, handler)
+        try:
+            admitted.set(self.access.admit(name, handler_call_details.invocation_metadata))
+        except JobsvcError as error:
+            return self._refusing(name, error)
         return known
+
+    def _refusing(self, name: str, error: JobsvcError) -> Handler:
+        """Reads nothing of the request, whose bytes are never waited for or received."""
+
+        async def call(_requests: object, context: Context) -> None:
+            with self._counted():
+                await self._end(name, time.monotonic(), error, context)
+
+        return grpc.stream_stream_rpc_method_handler(call)
 
     def _wrap(self, name: str, handler: Handler) -> Handler:
         """Bytes in, bytes out: all of the (de)serializing is done inside the boundary."""
@@ -147,10 +168,10 @@ class CallBoundary(grpc.aio.ServerInterceptor):
             with self._counted():
                 start = time.monotonic()
                 try:
-                    self._admit(name, implemented)
+                    self._begin(name, implemented)
                     response: Message = await method(_decoded(decode, data, name), context)
                     answer = response.SerializeToString()
-                    log.debug("call", method=name, code="OK", ms=_ms_since(start))
+                    _log_answered(name, start)
                     return answer
                 except BaseException as error:  # noqa: BLE001 - the boundary is for all of them
                     await self._end(name, start, error, context)
@@ -164,13 +185,13 @@ class CallBoundary(grpc.aio.ServerInterceptor):
             with self._counted():
                 start = time.monotonic()
                 try:
-                    self._admit(name, implemented)
+                    self._begin(name, implemented)
                     request = _decoded(decode, data, name)
                     messages: AsyncGenerator[Message] = method(request, context)
-                    async with aclosing(messages):
+                    async with self.access.held(name), aclosing(messages):
                         async for message in messages:
                             await self._write(message.SerializeToString(), context)
-                    log.debug("call", method=name, code="OK", ms=_ms_since(start))
+                    _log_answered(name, start)
                 except BaseException as error:  # noqa: BLE001 - the boundary is for all of them
                     await self._end(name, start, error, context)
 
@@ -187,7 +208,8 @@ class CallBoundary(grpc.aio.ServerInterceptor):
             if not self._calls:
                 self._idle.set()
 
-    def _admit(self, name: str, implemented: bool) -> None:
+    def _begin(self, name: str, implemented: bool) -> None:
+        self.access.check(name)
         if self._draining:
             raise Draining
         if not implemented:
@@ -236,8 +258,12 @@ def _cancelled(error: BaseException) -> bool:
     return isinstance(error, GeneratorExit)
 
 
+def _log_answered(name: str, start: float) -> None:
+    log.debug("call", method=name, code="OK", ms=_ms_since(start), **_actor())
+
+
 def _log_failure(name: str, start: float, error: BaseException, answer: status.Answer) -> None:
-    fields = {"method": name, "code": answer.code.name, "ms": _ms_since(start)}
+    fields = {"method": name, "code": answer.code.name, "ms": _ms_since(start), **_actor()}
     if answer.error_id:
         log.error("call failed", **fields, error_id=answer.error_id, exc_info=error)
     elif isinstance(error, InvalidRequest):
@@ -245,6 +271,12 @@ def _log_failure(name: str, start: float, error: BaseException, answer: status.A
         log.info("call refused", **fields, reason=answer.reason)
     else:
         log.info("call refused", **fields, reason=answer.reason, message=answer.message)
+
+
+def _actor() -> dict[str, str]:
+    """Nothing for a call that was not admitted."""
+    token = admitted.get(None)
+    return {} if token is None else {"actor": token.name}
 
 
 def _ms_since(start: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 import grpc.aio
 from google.protobuf import descriptor_pool, text_format
@@ -50,18 +52,35 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
+TLS_OPTIONS: tuple[tuple[str, int], ...] = (
+    # Who connects and says nothing is not to be waited for.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # A client whose certificate has expired, or has lost its CA, does not stay connected for ever.
+    # The grace is longer than any stream may last.
+    ("grpc.max_connection_age_ms", 30 * 60_000),
+    ("grpc.max_connection_age_grace_ms", 40 * 60_000),
+)
 
 
 class Server:
     """To be made, used and stopped in one running event loop."""
 
-    def __init__(self, listen: str, jobs: Jobs, hub: WatchHub, boundary: CallBoundary) -> None:
-        """`listen`: HOST:PORT; port 0 takes a free one. Raises RuntimeError where it cannot be
-        bound."""
+    def __init__(
+        self,
+        listen: str,
+        jobs: Jobs,
+        hub: WatchHub,
+        boundary: CallBoundary,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        """`listen`: HOST:PORT; port 0 takes a free one. Plaintext without credentials. Raises
+        RuntimeError where it cannot be bound."""
         self._hub = hub
         self._boundary = boundary
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(interceptors=[boundary], options=OPTIONS)
+        self._following: asyncio.Task[None] | None = None
+        options = OPTIONS if credentials is None else (*OPTIONS, *TLS_OPTIONS)
+        self._server = grpc.aio.server(interceptors=[boundary], options=options)
         job_service_pb2_grpc.add_JobServiceServicer_to_server(JobService(jobs, hub), self._server)
         schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server(
             ScheduleService(), self._server
@@ -69,11 +88,15 @@ class Server:
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         _add_reflection(self._server)
-        port = self._server.add_insecure_port(listen)
+        if credentials is None:
+            port = self._server.add_insecure_port(listen)
+        else:
+            port = self._server.add_secure_port(listen, credentials)
         self.address = f"{listen.rpartition(':')[0]}:{port}"
 
     async def start(self) -> None:
         await self.set_serving(True)
+        self._following = asyncio.create_task(self._boundary.access.follow(), name="tokens")
         await self._server.start()
 
     async def set_serving(self, serving: bool) -> None:
@@ -89,6 +112,8 @@ class Server:
         self._boundary.refuse_calls()
         self._hub.drain()
         await self._boundary.wait_idle(grace_seconds)
+        if self._following is not None:
+            self._following.cancel()
         await self._server.stop(FLUSH_SECONDS)
 
 

@@ -29,6 +29,8 @@ DESCRIPTION_CHARACTERS_MAX = 300
 TABLE: dict[type, tuple[StatusCode, str]] = {
     errors.InvalidRequest: (StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
     errors.Undecodable: (StatusCode.INVALID_ARGUMENT, "UNDECODABLE"),
+    errors.Unauthenticated: (StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    errors.ScopeMissing: (StatusCode.PERMISSION_DENIED, "SCOPE_MISSING"),
     errors.JobUnknown: (StatusCode.NOT_FOUND, "JOB_UNKNOWN"),
     errors.JobStateForbids: (StatusCode.FAILED_PRECONDITION, "JOB_STATE"),
     errors.IdempotencyKeyReused: (StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED"),

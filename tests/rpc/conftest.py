@@ -15,6 +15,7 @@ from generated.jobsvc.v1 import job_service_pb2_grpc
 from jobsvc.broker.topology import Broker
 from jobsvc.core.model import Claimed, Effects, Ending, JobTypeInfo, Report
 from jobsvc.outbox import Outbox
+from jobsvc.rpc.access import Access
 from jobsvc.rpc.interceptors import CallBoundary
 from jobsvc.rpc.server import Server
 from jobsvc.services.jobs import Jobs
@@ -67,7 +68,7 @@ class World:
 @pytest.fixture
 def boundary() -> CallBoundary:
     """A module replaces it to have other limits."""
-    return CallBoundary()
+    return CallBoundary(Access(None))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from generated.jobsvc.v1 import job_service_pb2 as pb
 from generated.jobsvc.v1 import job_service_pb2_grpc
 from jobsvc.errors import JobUnknown, LimitReached
+from jobsvc.rpc.access import Access
 from jobsvc.rpc.interceptors import CallBoundary, absent
 from tests.rpc.status import read_into, refused, stream_refused
 from tests.rpc.status import refusal as refusal_of
@@ -65,7 +66,7 @@ class World:
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    boundary = CallBoundary(write_seconds_max=0.3, abort_seconds_max=0.2)
+    boundary = CallBoundary(Access(None), write_seconds_max=0.3, abort_seconds_max=0.2)
     server = grpc.aio.server(interceptors=[boundary])
     servicer = Servicer()
     job_service_pb2_grpc.add_JobServiceServicer_to_server(servicer, server)

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generated.jobsvc.v1 import job_service_pb2 as pb
+from jobsvc.rpc.access import Access
 from jobsvc.rpc.interceptors import CallBoundary
 from tests.rpc.conftest import running_world
 from tests.rpc.status import refusal
@@ -89,7 +90,8 @@ def channel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpc.Channel]:
     stop = threading.Event()
 
     async def serve() -> None:
-        async with running_world(tmp_path_factory.mktemp("fuzz"), CallBoundary()) as world:
+        directory = tmp_path_factory.mktemp("fuzz")
+        async with running_world(directory, CallBoundary(Access(None))) as world:
             address.set_result(world.server.address)
             await asyncio.to_thread(stop.wait)
 

@@ -27,6 +27,11 @@ TOLD = [
         *(StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", {}, ["BadRequest"]),
     ),
     (errors.Undecodable("X"), StatusCode.INVALID_ARGUMENT, "UNDECODABLE", {}, []),
+    (errors.Unauthenticated("no"), StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", {}, []),
+    (
+        errors.ScopeMissing("JobService/RunJob", {"submit", "read"}),
+        *(StatusCode.PERMISSION_DENIED, "SCOPE_MISSING", {}, []),
+    ),
     (errors.JobUnknown(JOB_ID), StatusCode.NOT_FOUND, "JOB_UNKNOWN", {}, ["ResourceInfo"]),
     (
         errors.JobStateForbids(JOB_ID, JobState.FAILED, "no"),
@@ -65,6 +70,7 @@ TOLD = [
 # What no caller is ever told: if it gets so far, it is our bug.
 INTERNAL = {
     errors.Unavailable,  # only ever as one of its kinds
+    errors.CannotStart,
     errors.SchemaMismatch,
     errors.RegistryChanged,
     topology.BrokerUnavailable,
