@@ -7,12 +7,15 @@ for what it does not use.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import typer
 
@@ -21,7 +24,8 @@ from jobsvc.cli import inputs, output
 from jobsvc.cli.output import Format
 from jobsvc.client import CallFailed, Client, GetResultResponse, JobOptions, is_terminal
 from jobsvc.errors import JobsvcError
-from jobsvc.settings import SettingsError
+from jobsvc.settings import ClientSettings, SettingsError
+from jobsvc.tokens import make_token
 
 FAILED = 1
 USAGE = 2
@@ -30,6 +34,7 @@ CALL_SECONDS_MAX = 10.0  # with all its tries
 HEALTH_SECONDS_MAX = 3.0
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 app = typer.Typer(
     help="A durable job service.",
@@ -48,6 +53,17 @@ TokenFile = Annotated[
 TlsCa = Annotated[
     Path | None, typer.Option(help="PEM file; turns TLS on. In place of JOBSVC_TLS_CA.")
 ]
+ClientCert = Annotated[
+    Path | None, typer.Option(help="PEM file, with --client-key. In place of JOBSVC_CLIENT_CERT.")
+]
+ClientKey = Annotated[Path | None, typer.Option(help="In place of JOBSVC_CLIENT_KEY.")]
+TlsServerName = Annotated[
+    str | None,
+    typer.Option(
+        help="What the server's certificate is for, if not for its address. In place of "
+        "JOBSVC_TLS_SERVER_NAME."
+    ),
+]
 Output = Annotated[
     Format | None,
     typer.Option("--output", help="Default: table on a terminal, json elsewhere."),
@@ -64,6 +80,68 @@ Delay = Annotated[str | None, typer.Option(metavar="SPAN", help="Run it that muc
 Key = Annotated[str, typer.Option(help="Idempotency key: one job however often it is sent.")]
 Label = Annotated[list[str] | None, typer.Option(metavar="K=V", help="May be repeated.")]
 After = Annotated[int, typer.Option(metavar="N", help="The last event that was seen.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """How to get to the server: options, and the environment for those that are not given."""
+
+    address: Address = None
+    token_file: TokenFile = None
+    tls_ca: TlsCa = None
+    client_cert: ClientCert = None
+    client_key: ClientKey = None
+    tls_server_name: TlsServerName = None
+
+    def open(self) -> Client:
+        file = self.token_file
+        token = None if file is None else inputs.file_text(file, "--token-file")
+        settings = self._settings(token)
+        return self._client(settings, settings.token, CALL_SECONDS_MAX)
+
+    def open_for_health(self) -> Client:
+        """Needs no token, and shows none."""
+        return self._client(self._settings(""), "", HEALTH_SECONDS_MAX)
+
+    def _settings(self, token: str | None) -> ClientSettings:
+        return configuration.load_client(
+            address=self.address,
+            token=token,
+            tls_ca=_text(self.tls_ca),
+            client_cert=_text(self.client_cert),
+            client_key=_text(self.client_key),
+            tls_server_name=self.tls_server_name,
+        )
+
+    def _client(self, settings: ClientSettings, token: str, timeout: float) -> Client:
+        return _checked(
+            lambda: Client(
+                settings.address,
+                token=token,
+                tls_ca=settings.tls_ca,
+                client_cert=settings.client_cert,
+                client_key=settings.client_key,
+                tls_server_name=settings.tls_server_name,
+                insecure=settings.insecure,
+                timeout=timeout,
+            )
+        )
+
+
+def connecting(command: Callable[Concatenate[Connection, P], None]) -> Callable[..., None]:
+    """The command with the options of a Connection in place of its first parameter."""
+    names = inspect.signature(Connection, eval_str=True).parameters
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    @functools.wraps(command)
+    def with_options(**options: Any) -> None:
+        connection = Connection(**{name: options.pop(name) for name in names})
+        command(connection, **options)  # type: ignore[call-arg]  # Typer gives them by name
+
+    parameters = [*own, *names.values()]
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {each.name: each.annotation for each in parameters}
+    return with_options
 
 
 def main() -> None:
@@ -154,23 +232,51 @@ def settings() -> None:
 
 
 @app.command()
+def token(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Of whoever uses it; the actor in events.")
+    ],
+    scopes: Annotated[
+        list[str], typer.Argument(metavar="SCOPE…", help="Some of submit, read, cancel, admin.")
+    ],
+) -> None:
+    """Make a token: print it, and the line that stores it."""
+    text, line = _checked(lambda: make_token(name, scopes))
+    output.note("the token, which is not shown again, and the line for JOBSVC_TOKENS_FILE:")
+    output.line(text)
+    output.line(line)
+
+
+@app.command()
 def healthcheck(
     address: Address = None,
     url: Annotated[
         str | None, typer.Option(help="Ask /livez at this URL instead: a worker has no gRPC.")
     ] = None,
     tls_ca: TlsCa = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
+    tls_server_name: TlsServerName = None,
 ) -> None:
     """Ask a server or worker whether it serves: exit code 0 or 1."""
     if url is not None and address is not None:
         raise typer.BadParameter("give --address or --url, not both")
-    found = _ask_grpc(address, tls_ca) if url is None else _ask_http(url)
+    server = Connection(
+        address=address,
+        tls_ca=tls_ca,
+        client_cert=client_cert,
+        client_key=client_key,
+        tls_server_name=tls_server_name,
+    )
+    found = _ask_grpc(server) if url is None else _ask_http(url)
     output.note(found)
     raise typer.Exit(0 if found == "SERVING" else FAILED)
 
 
 @app.command()
+@connecting
 def submit(
+    server: Connection,
     job_type: JobType,
     json: Json = None,
     queue: Queue = "",
@@ -182,9 +288,6 @@ def submit(
         bool, typer.Option("--wait", help="Print the result once it is there.")
     ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
-    address: Address = None,
-    token_file: TokenFile = None,
-    tls_ca: TlsCa = None,
     output_format: Output = None,
 ) -> None:
     """Submit a job and print its id."""
@@ -192,7 +295,7 @@ def submit(
         raise typer.BadParameter("give --wait or --watch, not both")
     payload = inputs.payload(json)
     options = _job_options(queue, priority, delay, key, label)
-    with _connect(address, token_file, tls_ca) as client:
+    with server.open() as client:
         job = _checked(lambda: client.submit(job_type, payload, **options)).job
         as_json = output_format is Format.JSON
         if wait:
@@ -209,7 +312,9 @@ def submit(
 
 
 @app.command()
+@connecting
 def run(
+    server: Connection,
     job_type: JobType,
     json: Json = None,
     queue: Queue = "",
@@ -217,9 +322,6 @@ def run(
     delay: Delay = None,
     key: Key = "",
     label: Label = None,
-    address: Address = None,
-    token_file: TokenFile = None,
-    tls_ca: TlsCa = None,
     output_format: Output = None,
 ) -> None:
     """Submit a job, follow it to its end and print its result."""
@@ -227,7 +329,7 @@ def run(
     options = _job_options(queue, priority, delay, key, label)
     chosen = output.format_or_default(output_format)
     result = GetResultResponse()
-    with _connect(address, token_file, tls_ca) as client, output.following(chosen) as view:
+    with server.open() as client, output.following(chosen) as view:
         messages = client.run(job_type, payload, **options)
         # The first step makes the request, and says so where it cannot be made.
         message = _checked(lambda: next(messages, None))
@@ -241,79 +343,74 @@ def run(
 
 
 @app.command()
+@connecting
 def get(
+    server: Connection,
     job_id: JobId,
-    address: Address = None,
-    token_file: TokenFile = None,
-    tls_ca: TlsCa = None,
     output_format: Output = None,
 ) -> None:
     """Print a job as it stands."""
-    with _connect(address, token_file, tls_ca) as client:
+    with server.open() as client:
         output.resource(client.get(job_id), output.format_or_default(output_format))
 
 
 @app.command()
+@connecting
 def watch(
+    server: Connection,
     job_id: JobId,
     after_sequence: After = 0,
-    address: Address = None,
-    token_file: TokenFile = None,
-    tls_ca: TlsCa = None,
     output_format: Output = None,
 ) -> None:
     """Follow a job to its end."""
     chosen = output.format_or_default(output_format)
-    with _connect(address, token_file, tls_ca) as client:
+    with server.open() as client:
         raise typer.Exit(_follow(client, job_id, after_sequence, chosen))
 
 
 @app.command()
+@connecting
 def events(
+    server: Connection,
     job_id: JobId,
     after_sequence: After = 0,
-    address: Address = None,
-    token_file: TokenFile = None,
-    tls_ca: TlsCa = None,
     output_format: Output = None,
 ) -> None:
     """Print a job's history so far."""
-    with _connect(address, token_file, tls_ca) as client:
+    with server.open() as client:
         output.events(
             client.events(job_id, after_sequence), output.format_or_default(output_format)
         )
 
 
 @app.command()
+@connecting
 def result(
+    server: Connection,
     job_id: JobId,
     wait: Annotated[
         str | None, typer.Option(metavar="SPAN", help="Wait that long for the job to end.")
     ] = None,
-    address: Address = None,
-    token_file: TokenFile = None,
-    tls_ca: TlsCa = None,
     output_format: Output = None,
 ) -> None:
     """Print how a job ended."""
     seconds = inputs.span(wait, "--wait") or 0.0
-    with _connect(address, token_file, tls_ca) as client:
+    with server.open() as client:
         found = client.result(job_id, seconds)
     as_json = output.format_or_default(output_format) is Format.JSON
     raise typer.Exit(_print_result(found, as_json))
 
 
 @app.command()
+@connecting
 def cancel(
+    server: Connection,
     job_id: JobId,
     reason: Annotated[str, typer.Option(help="Becomes the message of the job's error.")] = "",
-    address: Address = None,
-    token_file: TokenFile = None,
-    tls_ca: TlsCa = None,
     output_format: Output = None,
 ) -> None:
     """Cancel a waiting job, or ask a running one to stop."""
-    with _connect(address, token_file, tls_ca) as client:
+    with server.open() as client:
         output.resource(client.cancel(job_id, reason), output.format_or_default(output_format))
 
 
@@ -325,21 +422,8 @@ def _checked(call: Callable[[], T]) -> T:
         raise typer.BadParameter(str(error)) from None
 
 
-def _connect(
-    address: str | None, token_file: Path | None = None, tls_ca: Path | None = None
-) -> Client:
-    token = None if token_file is None else inputs.file_text(token_file, "--token-file")
-    found = configuration.load_client(
-        address=address, token=token, tls_ca=None if tls_ca is None else str(tls_ca)
-    )
-    try:
-        return Client(
-            found.address, token=found.token, tls_ca=found.tls_ca, timeout=CALL_SECONDS_MAX
-        )
-    except OSError as error:
-        raise typer.BadParameter(
-            f"{found.tls_ca}: {error.strerror}", param_hint="--tls-ca"
-        ) from None
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _job_options(
@@ -375,11 +459,8 @@ def _follow(client: Client, job_id: str, after_sequence: int, chosen: Format) ->
     return output.exit_code(state)
 
 
-def _ask_grpc(address: str | None, tls_ca: Path | None) -> str:
-    found = configuration.load_client(
-        address=address, tls_ca=None if tls_ca is None else str(tls_ca)
-    )
-    with Client(found.address, tls_ca=found.tls_ca, timeout=HEALTH_SECONDS_MAX) as client:
+def _ask_grpc(server: Connection) -> str:
+    with server.open_for_health() as client:
         try:
             return client.health()
         except CallFailed as failed:

@@ -6,7 +6,6 @@ import random
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -32,6 +31,7 @@ from jobsvc.client.convert import JobOptions, Payload, is_terminal, new_job, to_
 from jobsvc.client.errors import CallFailed, call_failed
 from jobsvc.client.retry import Backoff, Outage
 from jobsvc.settings import is_loopback, split_address
+from jobsvc.tls import read_ca, read_pair
 
 WAIT_SECONDS_MAX = 50.0  # of one GetResult
 HEARTBEAT_SECONDS = 15.0
@@ -46,9 +46,12 @@ _Response = TypeVar("_Response", bound=Message)
 class Client:
     """One connection to the service; may be shared by threads. Close it, or use it in a `with`.
 
-    `tls_ca` is the path of a PEM file, and turns TLS on. A `channel` that is given is used in place
-    of an own one and stays its giver's to close. Each call has `timeout` seconds for all its tries
-    together; a stream that was up may be down for `outage` seconds. Every method raises CallFailed.
+    `tls_ca` is the path of a PEM file, and turns TLS on; `client_cert` and `client_key` are for a
+    server that asks for them, `tls_server_name` is for one whose certificate has another name than
+    its address. A token goes unencrypted over the loopback only, unless `insecure`. A `channel`
+    that is given is used in place of an own one and stays its giver's to close. Each call has
+    `timeout` seconds for all its tries together; a stream that was up may be down for `outage`
+    seconds. Every method raises CallFailed.
     """
 
     def __init__(
@@ -57,14 +60,28 @@ class Client:
         *,
         token: str | None = None,
         tls_ca: str | None = None,
+        client_cert: str | None = None,
+        client_key: str | None = None,
+        tls_server_name: str | None = None,
+        insecure: bool = False,
         channel: grpc.Channel | None = None,
         timeout: float = 10.0,
         outage: float = 300.0,
         clock: Clock | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
+        """Connects to nothing yet. Raises ValueError for options that do not go together, and for
+        files that are not what they should be."""
         self._own_channel = channel is None
-        self._channel = channel or _open(address, tls_ca)
+        if channel is None:
+            if token and not (tls_ca or insecure or _is_local(address)):
+                raise ValueError(
+                    f"the token would go to {address} unencrypted: give the CA of its certificate "
+                    "(JOBSVC_TLS_CA), or say that the network is private (JOBSVC_INSECURE=1)"
+                )
+            credentials = _credentials(tls_ca, client_cert, client_key, tls_server_name)
+            channel = _open(address, credentials, tls_server_name)
+        self._channel = channel
         self._stub = job_service_pb2_grpc.JobServiceStub(self._channel)
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._timeout = timeout
@@ -289,8 +306,37 @@ class Client:
         return Outage(self._clock, self._random, self._timeout, self._outage)
 
 
-def _open(address: str, tls_ca: str | None) -> grpc.Channel:
-    options: list[tuple[str, int]] = [
+def _is_local(address: str) -> bool:
+    try:
+        return is_loopback(split_address(address)[0])
+    except ValueError:  # another of gRPC's forms
+        return address.startswith("unix:")
+
+
+def _credentials(
+    tls_ca: str | None,
+    client_cert: str | None,
+    client_key: str | None,
+    tls_server_name: str | None,
+) -> grpc.ChannelCredentials | None:
+    """None without TLS. Raises ValueError."""
+    if bool(client_cert) != bool(client_key):
+        raise ValueError("a client's certificate and its key go together")
+    if not tls_ca:
+        if client_cert or tls_server_name:
+            raise ValueError("without a CA (JOBSVC_TLS_CA) there is no TLS")
+        return None
+    root = read_ca(tls_ca)
+    if not client_cert or not client_key:
+        return grpc.ssl_channel_credentials(root)
+    key, chain = read_pair(client_cert, client_key)
+    return grpc.ssl_channel_credentials(root, key, chain)
+
+
+def _open(
+    address: str, credentials: grpc.ChannelCredentials | None, tls_server_name: str | None
+) -> grpc.Channel:
+    options: list[tuple[str, int | str]] = [
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -298,15 +344,12 @@ def _open(address: str, tls_ca: str | None) -> grpc.Channel:
         ("grpc.max_reconnect_backoff_ms", 5_000),
         ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     ]
-    try:
-        loopback = is_loopback(split_address(address)[0])
-    except ValueError:  # another of gRPC's forms, such as unix:PATH
-        loopback = False
-    if loopback:
+    if _is_local(address):
         options.append(("grpc.enable_http_proxy", 0))
-    if not tls_ca:
+    if credentials is None:
         return grpc.insecure_channel(address, options=options)
-    credentials = grpc.ssl_channel_credentials(Path(tls_ca).read_bytes())
+    if tls_server_name:
+        options.append(("grpc.ssl_target_name_override", tls_server_name))
     return grpc.secure_channel(address, credentials, options=options)
 
 

@@ -285,11 +285,13 @@ def test_the_token(script: Script, jobsvc: Run, tmp_path: Path) -> None:
         (["result", JOB_ID, "--wait", "long"], "not a span"),
         (["get", JOB_ID, "--token-file", "/no/such/file"], "No such file"),
         (["get", JOB_ID, "--tls-ca", "/no/such/file"], "No such file"),
+        (["get", JOB_ID, "--client-cert", "x"], "go together"),
+        (["get", JOB_ID, "--tls-server-name", "x"], "there is no TLS"),
         (["get", JOB_ID, "--output", "xml"], "xml"),
         (["get", "\udcff"], "not UTF-8"),
         (["dance"], "dance"),
     ],
-    ids=range(28),
+    ids=range(30),
 )
 def test_wrong_usage_is_exit_code_2(jobsvc: Run, words: list[str], message: str) -> None:
     ended = jobsvc(*words)
@@ -307,9 +309,8 @@ def test_a_file_that_is_not_utf8(jobsvc: Run, tmp_path: Path) -> None:
 
 
 def test_a_bad_setting_is_exit_code_2(jobsvc: Run) -> None:
-    ended = jobsvc("get", JOB_ID, JOBSVC_CLIENT_KEY="x")
+    ended = jobsvc("get", JOB_ID, JOBSVC_INSECURE="perhaps")
     assert ended.code == 2
-    assert ended.err.splitlines() == [
-        "bad settings:",
-        "  JOBSVC_CLIENT_KEY: not available in this release; unset it",
-    ]
+    first, second = ended.err.splitlines()
+    assert first == "bad settings:"
+    assert second.startswith("  JOBSVC_INSECURE: ")

@@ -29,7 +29,7 @@ def test_a_start_says_every_bad_setting(run: Run, command: str) -> None:
     assert (ended.code, ended.out) == (2, "")
     assert "JOBSVC_DATABASE_URL: must be set" in ended.err
     assert "JOBSVC_LEASE: not a span" in ended.err
-    assert "JOBSVC_TOKENS: not available in this release" in ended.err
+    assert "JOBSVC_TOKENS: line 1: not of the form" in ended.err
 
 
 def test_dev_needs_no_urls_but_good_flags(run: Run, tmp_path: Path) -> None:
