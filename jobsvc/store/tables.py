@@ -104,7 +104,7 @@ jobs = sa.Table(
     # after a failover that lost commits the same number can be handed out twice.
     sa.Column("lease_token", JobId),
     sa.Column("lease_expire_time", UtcTime),
-    # Not NULL once the cancel of a running job was requested; it outlives that only in CANCELLED.
+    # Not NULL once the cancel of a running job was requested; it stays, however the job ends.
     sa.Column("cancel_reason", sa.Text),
     # Waits for room (a worker that has its type); redispatch leaves it alone.
     sa.Column("held", sa.Boolean, nullable=False, server_default=sa.false()),

@@ -158,7 +158,7 @@ def finish(
             case AttemptFailed(error, retry_after, crashed):
                 _fail(batch, job, error, retry_after, crashed)
             case Interrupted() | Snoozed() | Stopped() if job.cancel_reason is not None:
-                _cancelled(batch, job)
+                _cancelled(batch, job, job.cancel_reason)
             case Stopped():  # stopped for a cancel that a lost commit took away
                 batch.move(job, EventType.ATTEMPT_INTERRUPTED, JobState.QUEUED)
             case Interrupted():
@@ -180,12 +180,12 @@ def _fail(
 ) -> None:
     failures, crashes = job.failures + 1, job.crashes + crashed
     counted = {"failures": failures, "crashes": crashes}
-    if job.cancel_reason is not None:
-        batch.move(job, EventType.ATTEMPT_FAILED, JobState.RUNNING, error=error, **counted)
-        _cancelled(batch, job)
-    elif not error.retryable or failures >= job.max_attempts or crashes >= CRASHES_MAX:
+    if not error.retryable or failures >= job.max_attempts or crashes >= CRASHES_MAX:
         batch.move(job, EventType.ATTEMPT_FAILED, JobState.RUNNING, error=error, **counted)
         batch.move(job, EventType.FAILED, JobState.FAILED, error=error)
+    elif job.cancel_reason is not None:  # it would wait again otherwise
+        batch.move(job, EventType.ATTEMPT_FAILED, JobState.RUNNING, error=error, **counted)
+        _cancelled(batch, job, job.cancel_reason)
     else:
         seconds = retry_after if retry_after is not None else _backoff(job, failures)
         due = batch.tx.now + timedelta(seconds=seconds)
@@ -210,8 +210,8 @@ def _backoff(job: LockedJob, failures: int) -> float:
     )
 
 
-def _cancelled(batch: Batch, job: LockedJob, actor: str = "") -> None:
-    error = JobError("CANCELLED", job.cancel_reason or "cancelled by request")
+def _cancelled(batch: Batch, job: LockedJob, reason: str, actor: str = "") -> None:
+    error = JobError("CANCELLED", reason or "cancelled by request")
     batch.move(job, EventType.CANCELLED, JobState.CANCELLED, error=error, actor=actor)
 
 
@@ -230,8 +230,7 @@ def cancel(tx: Transaction, job_id: str, reason: str, actor: str) -> tuple[Job, 
         raise JobUnknown(job_id)
     batch = Batch(tx)
     if job.state in WAITING_STATES:
-        batch.set(job, cancel_reason=reason)
-        _cancelled(batch, job, actor)
+        _cancelled(batch, job, reason, actor)
     elif job.state == JobState.RUNNING and job.cancel_reason is None:
         batch.move(
             job,

@@ -265,3 +265,18 @@ def test_results_with_and_without_a_type_are_written_together(house: House) -> N
     for claimed, result in zip(running, results, strict=True):
         row = house.row(claimed.job_id)
         assert Input(row.result, row.result_content_type) == result
+
+
+@pytest.mark.parametrize(
+    ("retryable", "max_attempts"), [(False, 10), (True, 1)], ids=["not retryable", "used up"]
+)
+def test_a_final_failure_after_a_cancel_stays_a_failure(
+    house: House, retryable: bool, max_attempts: int
+) -> None:
+    """It would not have waited again, so the request changes nothing."""
+    claimed = house.start(max_attempts=max_attempts)
+    house.cancel(claimed.job_id)
+    assert house.finish(claimed, AttemptFailed(JobError("Broken", "no", retryable=retryable)))
+    failed, ended = house.events(claimed.job_id)[-2:]
+    assert (failed.type, failed.state) == ("ATTEMPT_FAILED", "RUNNING")
+    assert (ended.type, ended.state) == ("FAILED", "FAILED")

@@ -96,10 +96,10 @@ class Known:
         self.failures += 1
         self.crashes += crashed
         used_up = self.failures >= self.max_attempts or self.crashes >= CRASHES_MAX
-        if self.cancel_requested:
-            self.state = JobState.CANCELLED
+        if not retryable or used_up:
+            self.state = JobState.FAILED
         else:
-            self.state = JobState.RETRYING if retryable and not used_up else JobState.FAILED
+            self.state = JobState.CANCELLED if self.cancel_requested else JobState.RETRYING
 
 
 class Histories(RuleBasedStateMachine):
