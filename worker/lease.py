@@ -2,7 +2,8 @@
 
 An attempt whose lease is gone is stopped and its outcome dropped; somebody else may run the job by
 now. One whose lease could not be renewed for nearly as long as it lasts is stopped before anybody
-else can (self-fence). Time is measured from the start of the last renewal that succeeded.
+else can (self-fence), by a second thread: the first may be waiting for a database that has fallen
+silent. Time is measured from the start of the last renewal that succeeded.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from jobsvc.store.database import Database, Transaction
 
 # Of the lease, after which an attempt that was not renewed stops itself: 25 s of 30 s.
 FENCE_SHARE = 5 / 6
+FENCE_CHECKS = 30  # in the time of a lease
 
 
 class Leased(Protocol):
@@ -63,31 +65,35 @@ class LeaseThread:
         self._lease = lease_seconds
         self._heartbeat = heartbeat_seconds
         self._wake = threading.Event()
-        self._stopping = False
+        self._stopping = threading.Event()
         self._log = telemetry.get_logger("lease")
-        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._renew_forever, name="lease", daemon=True),
+            threading.Thread(target=self._fence_forever, name="fence", daemon=True),
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def beat_now(self) -> None:
         """Renews at once: something about a job may have changed."""
         self._wake.set()
 
     def stop(self) -> None:
-        self._stopping = True
+        self._stopping.set()
         self._wake.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
+    def _renew_forever(self) -> None:
         next_beat = time.monotonic() + self._heartbeat
         # While the database is away it is asked more often, to renew before a fence falls.
         retry = min(1.0, self._heartbeat / 4)
-        while not self._stopping:
+        while not self._stopping.is_set():
             self._wake.wait(max(0.0, next_beat - time.monotonic()))
             self._wake.clear()
             reached = self._beat()
-            self._fence()
             next_beat = time.monotonic() + (self._heartbeat if reached else retry)
 
     def _beat(self) -> bool:
@@ -120,6 +126,10 @@ class LeaseThread:
                     self._keeper.on_cancel_requested(attempt)
         self._keeper.on_beat()
         return True
+
+    def _fence_forever(self) -> None:
+        while not self._stopping.wait(self._lease / FENCE_CHECKS):
+            self._fence()
 
     def _fence(self) -> None:
         latest = time.monotonic() - self._lease * FENCE_SHARE
