@@ -27,6 +27,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.store.tables import JobId, UtcTime
+from jobsvc.store.waiting import limit_waiting
 
 T = TypeVar("T")
 Connection = sa.Connection  # what a reader is given; callers name it without knowing SQLAlchemy
@@ -85,6 +86,7 @@ class Database:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
         else:
+            limit_waiting()
             self.engine = sa.create_engine(
                 self.url,
                 pool_size=pool_size,

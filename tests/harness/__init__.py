@@ -3,6 +3,7 @@
 from tests.harness.broker import Rabbit
 from tests.harness.load import Load
 from tests.harness.process import Process, ProcessFailed
+from tests.harness.proxy import Proxy
 from tests.harness.service import Service
 from tests.harness.wait import until
 from tests.harness.watchers import Recording, Watchers
@@ -11,6 +12,7 @@ __all__ = [
     "Load",
     "Process",
     "ProcessFailed",
+    "Proxy",
     "Rabbit",
     "Recording",
     "Service",

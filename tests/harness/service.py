@@ -50,6 +50,7 @@ class Service:
     """
 
     def __init__(self, database_url: str, broker_url: str, directory: Path, **common: str) -> None:
+        self.database_url = database_url
         self.database = Database(database_url, pool_size=4)
         schema.migrate(self.database)
         self.broker = Rabbit(broker_url)

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from alembic import context
 
 from jobsvc.store.tables import metadata
+from jobsvc.store.waiting import waiting_long
 
 # Any number: it keeps two `jobsvc migrate` from running side by side on one database.
 _MIGRATE_LOCK = 0x6A6F6273
@@ -26,7 +27,7 @@ def run(connection: sa.Connection) -> None:
 
 
 engine: sa.Engine = context.config.attributes["engine"]
-with engine.connect() as connection:
+with waiting_long(), engine.connect() as connection:
     connection.execution_options(jobsvc_write=True)
     run(connection)
     connection.commit()

@@ -1,0 +1,69 @@
+"""How long the driver waits for an answer."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import sqlalchemy as sa
+
+from jobsvc.errors import DatabaseUnavailable
+from jobsvc.store import waiting
+from jobsvc.store.database import CommitUnknown, Transaction
+from jobsvc.store.waiting import waiting_long
+from tests.harness.proxy import Proxy
+from tests.store.conftest import connect
+from tests.store.house import House
+
+SECONDS = 0.3
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "SILENCE_SECONDS_MAX", SECONDS)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_silent_database_is_out_of_reach(pg_house: House, postgresql_url: str) -> None:
+    with Proxy(postgresql_url) as link:
+        database = connect(link.url)
+        assert database.read(_one) == 1
+        began = time.monotonic()
+        with link.silence():
+            with pytest.raises(DatabaseUnavailable) as caught:
+                database.read(_one)
+            assert not isinstance(caught.value, CommitUnknown)
+        assert time.monotonic() - began >= SECONDS
+        assert database.read(_one) == 1
+        database.close()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_silence_in_commit_is_of_unknown_outcome(pg_house: House, postgresql_url: str) -> None:
+    with Proxy(postgresql_url) as link:
+        database = connect(link.url)
+        silence = link.silence()
+
+        def fall_silent(tx: Transaction) -> None:
+            tx.execute(sa.select(1))
+            silence.__enter__()
+
+        with pytest.raises(CommitUnknown):
+            database.write(fall_silent)
+        silence.__exit__(None, None, None)
+        database.close()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_migrations_wait_as_long_as_it_takes(pg_house: House) -> None:
+    def sleep(connection: sa.Connection) -> None:
+        connection.execute(sa.select(sa.func.pg_sleep(2 * SECONDS)))
+
+    with waiting_long():
+        pg_house.database.read(sleep)
+    with pytest.raises(DatabaseUnavailable):
+        pg_house.database.read(sleep)
+
+
+def _one(connection: sa.Connection) -> int:
+    return int(connection.execute(sa.select(1)).scalar_one())
