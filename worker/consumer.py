@@ -29,6 +29,7 @@ from jobsvc.broker.topology import (
     Broker,
     abandon,
     broker_errors,
+    queue_name,
 )
 from jobsvc.errors import DatabaseUnavailable
 
@@ -157,10 +158,14 @@ class Consumer:
 
     def _run(self) -> None:
         failures = 0
+        trouble: Exception | None = None
         while not self._stopping.is_set():
             self._resumed.wait()
             connection = self._broker.connection()
             try:
+                if trouble is not None:
+                    self._repair(trouble)
+                    trouble = None
                 self._open(connection)
                 failures = 0
                 self._consume(connection)
@@ -170,7 +175,7 @@ class Consumer:
             except broker_errors(connection) as error:
                 self._log.warning("consuming interrupted", reason=str(error))
                 failures += 1
-                self._repair(error)
+                trouble = error
             except Exception:  # noqa: BLE001 - logged; a deaf worker is worse
                 self._log.exception("consumer failed")
                 failures += 1
@@ -182,29 +187,36 @@ class Consumer:
                 self._stopping.wait(random.uniform(low, min(high, low * 2 ** min(failures, 8))))
 
     def _open(self, connection: kombu.Connection) -> None:
-        generations = self._queues.generations(self._names)
+        self._generations = dict(self._queues.generations(self._names))
         connection.connect()
-        self._broker.declare(connection, generations)
+        self._broker.declare(connection, self._generations)
         self._channel = connection.channel()
         self._epoch += 1
         if not self._broker.memory:
             told = kombu.Queue("", CONTROL, exclusive=True, auto_delete=True, durable=False)
             listener = kombu.Consumer(
-                connection.channel(), [told], on_message=self._receive_control, no_ack=True
+                connection.channel(),
+                [told],
+                on_message=self._receive_control,
+                no_ack=True,
+                on_decode_error=self._pass_over,
             )
             listener.consume()
-        self._subscribe(generations)
+        self._subscribe()
 
-    def _subscribe(self, generations: Mapping[str, int]) -> None:
+    def _subscribe(self) -> None:
         self._prefetch = self._wanted
-        self._generations = dict(generations)
         if self._prefetch:
             # Kombu's memory transport knows no priorities: take all, the receiver sorts.
             if not self._broker.memory:
                 self._channel.basic_qos(0, self._prefetch, False)
-            queues = [self._broker.queue(name, generations[name]) for name in self._names]
+            queues = [self._broker.queue(*queue) for queue in self._generations.items()]
             self._consumer = kombu.Consumer(
-                self._channel, queues, on_message=self._receive, auto_declare=False
+                self._channel,
+                queues,
+                on_message=self._receive,
+                auto_declare=False,
+                on_decode_error=self._put_away,
             )
             self._consumer.consume()
         self._broken.clear()
@@ -224,7 +236,7 @@ class Consumer:
         if self._consumer is not None:
             self._consumer.cancel()
             self._consumer = None
-        self._subscribe(self._generations)
+        self._subscribe()
 
     def _read(self, connection: kombu.Connection) -> None:
         if self._broker.memory:
@@ -265,9 +277,7 @@ class Consumer:
                 raise ValueError(f"version {body['v']!r}")
             job_id = _canonical_id(body["job_id"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            self._log.error("unreadable message put away", reason=str(error)[:200])
-            self._poison.publish_poison(_bytes(message.body))
-            self._channel.basic_ack(message.delivery_tag)
+            self._put_away(message, error)
             return
         self._receiver.on_delivery(
             Delivery(
@@ -280,13 +290,21 @@ class Consumer:
             )
         )
 
+    def _put_away(self, message: Any, error: Exception) -> None:
+        self._log.error("unreadable message put away", reason=str(error)[:200])
+        self._poison.publish_poison(_bytes(message.body))
+        self._channel.basic_ack(message.delivery_tag)
+
     def _receive_control(self, message: Any) -> None:
         try:
             job_id = _canonical_id(json.loads(message.body)["cancel"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            self._log.warning("unreadable control message", reason=str(error)[:200])
+            self._pass_over(message, error)
             return
         self._receiver.on_cancel_told(job_id)
+
+    def _pass_over(self, _message: Any, error: Exception) -> None:
+        self._log.warning("unreadable control message", reason=str(error)[:200])
 
     def _lose_channel(self) -> None:
         self._consuming.clear()
@@ -298,15 +316,14 @@ class Consumer:
         """A queue that cannot be used is deleted and declared anew; one that cannot even be that
         is left behind for its next generation. The jobs are in the database either way."""
         code = getattr(error, "code", None) or getattr(error, "reply_code", None)
-        if code not in (INTERNAL_ERROR, PRECONDITION_FAILED):
-            return
-        for name in self._names:
-            generation = self._generations.get(name, 1)
-            self._broken[name] = self._broken.get(name, 0) + 1
-            if (
-                code == INTERNAL_ERROR
-                and self._broken[name] == 1
-                and self._delete(name, generation)
+        for name, generation in self._generations.items():
+            if code == INTERNAL_ERROR:  # of one of them; the broker does not say which
+                self._broken[name] = self._broken.get(name, 0) + 1
+                if self._broken[name] == 1 and self._delete(name, generation):
+                    continue
+            # Other arguments than ours; much else is called a failed precondition too.
+            elif code != PRECONDITION_FAILED or f"'{queue_name(name, generation)}'" not in str(
+                error
             ):
                 continue
             self._queues.leave_behind(name, generation)
@@ -327,6 +344,8 @@ class Consumer:
 
 def _canonical_id(value: Any) -> str:
     """Raises ValueError for anything but a job id."""
+    if not isinstance(value, str):
+        raise ValueError("not a job id")
     job_id = str(uuid.UUID(value))
     if job_id != value:
         raise ValueError("not a canonical job id")

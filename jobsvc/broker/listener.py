@@ -55,6 +55,9 @@ class HintListener:
             except broker_errors(connection) as error:
                 failures += 1
                 self._log.warning("hints interrupted", reason=str(error))
+            except Exception:  # noqa: BLE001 - logged; whatever came, the next may be of use
+                failures += 1
+                self._log.exception("hints failed")
             finally:
                 abandon(connection)
             low, high = RECONNECT_SECONDS
@@ -70,7 +73,7 @@ class HintListener:
         try:
             told = json.loads(message.body)
             changes = [Change(job_id, sequence) for job_id, sequence in told["changes"]]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._log.warning("unreadable hint", reason=str(error))
             return
         self._on_changes(changes)
