@@ -169,7 +169,5 @@ def abandon(connection: kombu.Connection) -> None:
         if connection.transport_cls == "memory":
             connection.release()
         else:
-            transport = connection.connection.transport
-            if transport is not None and transport.sock is not None:
-                transport.sock.settimeout(0)  # TLS says goodbye, and waits for an answer
+            connection.connection.transport.sock.settimeout(0)  # TLS waits for an answer to its own
             connection.connection.collect()

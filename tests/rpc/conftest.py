@@ -78,13 +78,17 @@ async def world(tmp_path: Path, boundary: CallBoundary) -> AsyncIterator[World]:
 
 
 @asynccontextmanager
-async def running_world(directory: Path, boundary: CallBoundary) -> AsyncIterator[World]:
+async def running_world(
+    directory: Path, boundary: CallBoundary, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[World]:
+    """With credentials its channel, which knows no TLS, is of no use."""
     database = open_database(sqlite_url(directory))
     threads = AsyncDatabase(database, THREADS)
     hub = WatchHub(threads, SWEEP_SECONDS)
     # Its thread is not started: what is owed to the broker is of no concern here.
     outbox = Outbox(database, Broker("memory://rpc-tests"), on_changes=hub.notify)
-    server = Server("127.0.0.1:0", Jobs(database, threads, outbox, hub), hub, boundary)
+    jobs = Jobs(database, threads, outbox, hub)
+    server = Server("127.0.0.1:0", jobs, hub, boundary, credentials)
     hub.start()
     await server.start()
     async with grpc.aio.insecure_channel(server.address) as channel:
