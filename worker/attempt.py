@@ -23,9 +23,9 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar, assert_never
+from typing import Any, TypeVar, assert_never
 
-from jobsvc import metrics, telemetry
+from jobsvc import metrics, telemetry, tracing
 from jobsvc.core.model import (
     AttemptFailed,
     Claimed,
@@ -86,6 +86,7 @@ class Attempt:
     lost: bool = False
     detached: bool = False
     started: float | None = None
+    span: Any = None  # of tracing
     log_bytes: int = 0
     output_bytes: int = 0
 
@@ -218,6 +219,7 @@ class Attempts:
         """STARTED was recorded with the claim; this is when the handler really begins."""
         if (attempt := self._running.get(task.token)) is not None:
             attempt.started = time.monotonic()
+            attempt.span = tracing.begin_attempt(attempt.claimed, self._worker_id)
 
     def on_report(self, task: ran.Task, report: ran.Report) -> None:
         with self._lock:
@@ -245,6 +247,11 @@ class Attempts:
         if attempt is not None and attempt.started is not None:
             kind = metrics.kind(attempt.claimed.job_type, attempt.claimed.queue)
             metrics.RUN.labels(*kind).observe(time.monotonic() - attempt.started)
+            tracing.end_attempt(
+                attempt.span,
+                type(outcome).__name__.lower(),
+                failed=isinstance(outcome, ran.Failed | ran.WorkerLost),
+            )
         self._end(task.token, _to_ending(outcome))
 
     def _end(self, key: str, ending: Ending) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvloop
 
-from jobsvc import telemetry
+from jobsvc import telemetry, tracing
 from jobsvc.bootstrap.server import DATABASE_THREADS, OTHER_CONNECTIONS, serve
 from jobsvc.bootstrap.worker import start_worker
 from jobsvc.broker.topology import Broker
@@ -33,6 +33,7 @@ START_SECONDS = 10.0
 def run(settings: Settings, data_dir: Path) -> int:
     """Serves until SIGTERM or SIGINT; answers the exit code. Raises CannotStart."""
     telemetry.configure(settings)
+    tracing.configure("dev")
     data_dir.mkdir(parents=True, exist_ok=True)
     handlers = tuple(dict.fromkeys((*settings.handlers, DEMO)))
     settings = settings.model_copy(update={"handlers": handlers})

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import uvloop
 
-from jobsvc import metrics, telemetry
+from jobsvc import metrics, telemetry, tracing
 from jobsvc.bootstrap.probes import serve_probes
 from jobsvc.bootstrap.signals import on_stop
 from jobsvc.broker.listener import HintListener
@@ -37,6 +37,7 @@ PROBE_SECONDS = 2.0
 def run(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT; answers the exit code."""
     telemetry.configure(settings)
+    tracing.configure("server")
     database = Database(settings.database_url, pool_size=DATABASE_THREADS + OTHER_CONNECTIONS)
     try:
         schema.require(database)

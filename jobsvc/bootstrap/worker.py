@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from jobsvc import telemetry
+from jobsvc import telemetry, tracing
 from jobsvc.bootstrap.probes import serve_probes
 from jobsvc.bootstrap.signals import on_stop
 from jobsvc.broker.topology import Broker
@@ -24,6 +24,7 @@ def run(settings: Settings) -> int:
     """Works until SIGTERM or SIGINT; answers the exit code. Raises CannotStart and
     DatabaseUnavailable."""
     telemetry.configure(settings)
+    tracing.configure("worker")
     stop = threading.Event()
     on_stop(stop.set)
     database = Database(settings.database_url, pool_size=CONNECTIONS)

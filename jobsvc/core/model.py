@@ -59,6 +59,7 @@ class NewJob:
     labels: dict[str, str] = field(default_factory=dict)
     actor: str = "anonymous"
     trace_id: str = ""
+    span_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,7 @@ class Claimed:
     input: Input
     timeout: float
     trace_id: str = ""
+    span_id: str = ""
     waited: float = 0.0
 
 

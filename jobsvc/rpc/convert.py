@@ -52,7 +52,9 @@ LOG_LEVELS = {
 # Requests.
 
 
-def new_job(request: job_service_pb2.SubmitJobRequest, actor: str, trace_id: str) -> NewJob:
+def new_job(
+    request: job_service_pb2.SubmitJobRequest, actor: str, trace_id: str, span_id: str = ""
+) -> NewJob:
     when, expiration = request.WhichOneof("when"), request.WhichOneof("expiration")
     return NewJob(
         job_id=str(uuid_utils.uuid7()),
@@ -75,6 +77,7 @@ def new_job(request: job_service_pb2.SubmitJobRequest, actor: str, trace_id: str
         labels=dict(request.labels),
         actor=actor,
         trace_id=trace_id,
+        span_id=span_id,
     )
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import random
-import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -21,6 +19,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
+from jobsvc import metrics
 from jobsvc.errors import (
     Draining,
     FeatureUnimplemented,
@@ -32,6 +31,7 @@ from jobsvc.errors import (
 from jobsvc.rpc import status
 from jobsvc.rpc.access import Access, admitted
 from jobsvc.telemetry import get_logger
+from jobsvc.tracing import begin_call, call_trace
 
 log = get_logger(__name__)
 
@@ -43,10 +43,6 @@ OURS = "/jobsvc.v1."
 WRITE_SECONDS_MAX = 20.0
 ABORT_SECONDS_MAX = 1.0
 
-_traceparent = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-).match
-
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -54,23 +50,13 @@ class Caller:
 
     actor: str
     trace_id: str
+    span_id: str
 
 
-def caller(context: Context) -> Caller:
-    return Caller(admitted.get().name, trace_id(context.invocation_metadata() or ()))
-
-
-def trace_id(metadata: Any) -> str:
-    """The one of a W3C `traceparent` among pairs of key and value, else a new one: 32 hexadecimal
-    digits."""
-    for key, value in metadata:
-        if key == "traceparent" and isinstance(value, str):
-            found = _traceparent(value)
-            # Later versions may add fields; version 00 has none.
-            rest = value[found.end() :] if found else ""
-            if found and (not rest or (rest[0] == "-" and not value.startswith("00"))):
-                return found[1]
-    return f"{random.getrandbits(128):032x}"
+def caller() -> Caller:
+    """Of the call that the current task serves."""
+    traced = call_trace.get()
+    return Caller(admitted.get().name, traced.trace_id, traced.span_id)
 
 
 class _ClientGone(Exception):
@@ -148,6 +134,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):
 
         async def call(_requests: object, context: Context) -> None:
             with self._counted():
+                call_trace.set(begin_call(name, context.invocation_metadata() or ()))
                 await self._end(name, time.monotonic(), error, context)
 
         return grpc.stream_stream_rpc_method_handler(call)
@@ -167,6 +154,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         async def call(data: bytes, context: Context) -> bytes:
             with self._counted():
                 start = time.monotonic()
+                call_trace.set(begin_call(name, context.invocation_metadata() or ()))
                 try:
                     self._begin(name, implemented)
                     response: Message = await method(_decoded(decode, data, name), context)
@@ -184,6 +172,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         async def call(data: bytes, context: Context) -> None:
             with self._counted():
                 start = time.monotonic()
+                call_trace.set(begin_call(name, context.invocation_metadata() or ()))
                 try:
                     self._begin(name, implemented)
                     request = _decoded(decode, data, name)
@@ -230,9 +219,11 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         """Ends the call with the status of `error`. Raises what makes grpc leave the call alone:
         to return after a cancel would leak memory in it."""
         if isinstance(error, _ClientGone) or _cancelled(error):
+            _account(name, "CANCELLED", start)
             log.debug("call left by its client", method=name, ms=_ms_since(start))
             raise asyncio.CancelledError from None
         answer = status.answer(error)
+        _account(name, answer.code.name, start)
         _log_failure(name, start, error, answer)
         try:
             # Blocks while the client does not read. The status stays with grpc, to be read later.
@@ -258,7 +249,13 @@ def _cancelled(error: BaseException) -> bool:
     return isinstance(error, GeneratorExit)
 
 
+def _account(name: str, code: str, start: float) -> None:
+    metrics.CALLS.labels(name, code).observe(time.monotonic() - start)
+    call_trace.get().end(code)
+
+
 def _log_answered(name: str, start: float) -> None:
+    _account(name, "OK", start)
     log.debug("call", method=name, code="OK", ms=_ms_since(start), **_actor())
 
 

@@ -33,11 +33,11 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
     async def SubmitJob(
         self, request: pb.SubmitJobRequest, context: Context
     ) -> pb.SubmitJobResponse:
-        by = caller(context)
+        by = caller()
 
         def prepare(registry: Registry) -> NewJob:
             validate.check(validate.submit_job(request, registry.types, time.time_ns()))
-            return convert.new_job(request, by.actor, by.trace_id)
+            return convert.new_job(request, by.actor, by.trace_id, by.span_id)
 
         if request.validate_only:
             return convert.submit_response(await self._jobs.preview(prepare))
@@ -47,7 +47,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
     async def SubmitJobs(
         self, request: pb.SubmitJobsRequest, context: Context
     ) -> pb.SubmitJobsResponse:
-        batch = _Batch(request, caller(context))
+        batch = _Batch(request, caller())
         # What only validates goes first: once it is refused, nothing may be stored.
         previews = [
             await self._preview(batch, index)
@@ -74,11 +74,11 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
     async def RunJob(
         self, request: pb.RunJobRequest, context: Context
     ) -> AsyncGenerator[pb.RunJobResponse]:
-        by = caller(context)
+        by = caller()
 
         def prepare(registry: Registry) -> NewJob:
             validate.check(validate.run_job(request, registry.types, time.time_ns()))
-            return convert.new_job(request.request, by.actor, by.trace_id)
+            return convert.new_job(request.request, by.actor, by.trace_id, by.span_id)
 
         heavy = request.ByteSize() > HEAVY_BYTES
         job_id = (await self._jobs.submit(prepare, heavy=heavy)).job_id
@@ -124,7 +124,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self, request: pb.CancelJobRequest, context: Context
     ) -> pb.CancelJobResponse:
         validate.check(validate.cancel_job(request))
-        job = await self._jobs.cancel(request.job_id, request.reason, caller(context).actor)
+        job = await self._jobs.cancel(request.job_id, request.reason, caller().actor)
         return pb.CancelJobResponse(job=convert.job(job))
 
 
@@ -141,7 +141,7 @@ class _Batch:
         if registry.revision != self._revision:
             validate.check(validate.submit_jobs(self._request, registry.types, time.time_ns()))
             self._jobs = [
-                convert.new_job(each, self._by.actor, self._by.trace_id)
+                convert.new_job(each, self._by.actor, self._by.trace_id, self._by.span_id)
                 for each in self._request.requests
             ]
             self._revision = registry.revision

@@ -27,7 +27,13 @@ PUBLISH_GRACE = timedelta(seconds=2)
 LOCK_COLUMNS = (
     *JOB_COLUMNS,
     *(jobs.c.failures, jobs.c.crashes, jobs.c.retention, jobs.c.lease_token, jobs.c.held),
-    *(jobs.c.log_bytes, jobs.c.output_bytes, jobs.c.dispatch_count, jobs.c.dispatch_time),
+    *(
+        jobs.c.log_bytes,
+        jobs.c.output_bytes,
+        jobs.c.dispatch_count,
+        jobs.c.dispatch_time,
+        jobs.c.span_id,
+    ),
 )
 
 

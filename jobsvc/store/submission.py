@@ -99,6 +99,7 @@ def new_row(now: datetime, request: NewJob, job_type: JobTypeInfo | None) -> dic
         "retention": request.retention,
         "idempotency_key": request.idempotency_key,
         "trace_id": request.trace_id,
+        "span_id": request.span_id,
         "create_time": now,
         "schedule_time": due if waits else now,
         "expire_time": expire_time,

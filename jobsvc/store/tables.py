@@ -87,7 +87,9 @@ jobs = sa.Table(
     sa.Column("timeout", Seconds, nullable=False),
     sa.Column("retention", Seconds),
     sa.Column("idempotency_key", sa.Text),
+    # Of the call that submitted it, for a worker's span to link to.
     sa.Column("trace_id", sa.Text, nullable=False),
+    sa.Column("span_id", sa.Text, nullable=False),
     sa.Column("create_time", UtcTime, nullable=False),
     sa.Column("schedule_time", UtcTime, nullable=False),
     sa.Column("start_time", UtcTime),

@@ -116,6 +116,7 @@ def _claimed(job: LockedJob, token: str, waited: float) -> Claimed:
         input=Input(job.payload, job.payload_content_type),
         timeout=job.timeout,
         trace_id=job.trace_id,
+        span_id=job.span_id,
         waited=waited,
     )
 

@@ -82,6 +82,7 @@ def upgrade() -> None:
         sa.Column("retention", sa.Double(), nullable=True),
         sa.Column("idempotency_key", sa.Text(), nullable=True),
         sa.Column("trace_id", sa.Text(), nullable=False),
+        sa.Column("span_id", sa.Text(), nullable=False),
         sa.Column("create_time", Time, nullable=False),
         sa.Column("schedule_time", Time, nullable=False),
         sa.Column("start_time", Time, nullable=True),
