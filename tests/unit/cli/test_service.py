@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import grpc
 import pytest
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from tests.pem import Authority
 from tests.unit.cli.conftest import Run, Script
 
 
@@ -52,6 +56,53 @@ def test_migrate(run: Run, tmp_path: Path) -> None:
     connection.close()
     ended = run("migrate", "--check")
     assert (ended.code, ended.out) == (0, "")
+
+
+def test_a_token_is_printed_with_the_line_that_stores_it(run: Run) -> None:
+    ended = run("token", "ci", "read", "submit")
+    assert ended.code == 0
+    text, line = ended.lines
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert line == f"ci  {digest}  submit read"
+    assert text not in ended.err
+    assert run("token", "ci", "read", "submit").lines[0] != text
+
+
+@pytest.mark.parametrize(
+    "words", [["ci"], ["ci", "write"], ["two words", "read"], ["anonymous", "read"], []]
+)
+def test_no_token_that_could_not_be_stored(run: Run, words: list[str]) -> None:
+    ended = run("token", *words)
+    assert (ended.code, ended.out) == (2, "")
+
+
+def test_health_is_asked_without_a_token(script: Script, jobsvc: Run) -> None:
+    ended = jobsvc("healthcheck", "--address", script.address, JOBSVC_TOKEN="t0ken")
+    assert ended.code == 0
+    # Nor is it a reason to refuse to ask.
+    ended = jobsvc("healthcheck", "--address", "name.invalid:1")
+    assert (ended.code, ended.err.startswith("UNAVAILABLE: ")) == (1, True)
+
+
+def test_health_of_a_server_with_tls(run: Run, tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "ca")
+    certificate, key = map(Path, authority.issue("server", "jobs.internal"))
+    pair = (key.read_bytes(), certificate.read_bytes())
+    server = grpc.server(ThreadPoolExecutor(1))
+    servicer = health.HealthServicer()
+    servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    server.start()
+    flags = ["--address", f"127.0.0.1:{port}", "--tls-ca", authority.path]
+    assert run("healthcheck", *flags).code == 1
+    ended = run("healthcheck", *flags, "--tls-server-name", "jobs.internal")
+    assert (ended.code, ended.err) == (0, "SERVING\n")
+    ended = run("healthcheck", *flags[:2], JOBSVC_TLS_CA=authority.path)
+    assert ended.code == 1
+    ended = run("healthcheck", *flags[:2], JOBSVC_TLS_SERVER_NAME="jobs.internal")
+    assert ended.code == 0
+    server.stop(0).wait()
 
 
 def test_health_of_a_server(script: Script, jobsvc: Run) -> None:
