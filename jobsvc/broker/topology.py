@@ -59,7 +59,11 @@ class Broker:
             heartbeat=HEARTBEAT_SECONDS,
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             ssl=self._ssl(),
-            transport_options={"write_timeout": IO_TIMEOUT_SECONDS},
+            transport_options={
+                # Of an answer that is waited for; where none is due, whoever reads says how long.
+                "read_timeout": IO_TIMEOUT_SECONDS,
+                "write_timeout": IO_TIMEOUT_SECONDS,
+            },
         )
 
     def _ssl(self) -> dict[str, Any] | None:
