@@ -11,6 +11,7 @@ from scripts.benchmarks.load import Order
 from scripts.benchmarks.sides import (
     CLIENTS,
     SETTLE_SECONDS,
+    BackloggedCelery,
     Celery,
     Cpu,
     Echo,
@@ -136,9 +137,9 @@ def _watcher_kib(side: Jobsvc, count: int) -> float:
 Section = Callable[[Side, Effort], Measured]
 SECTIONS: Mapping[str, tuple[Section, tuple[type[Side], ...]]] = {
     "submit": (submit, (Jobsvc, Celery, UnconfirmedCelery, Echo)),
-    "drain": (drain, (Jobsvc, UnconfirmedCelery)),
+    "drain": (drain, (Jobsvc, BackloggedCelery)),
     "flow": (flow, (Jobsvc, Celery, UnconfirmedCelery)),
-    "latency": (latency, (Jobsvc, Celery, UnconfirmedCelery)),
+    "latency": (latency, (Jobsvc, Celery)),
     "memory": (memory, (Jobsvc, Celery)),
 }
 
