@@ -45,7 +45,7 @@ from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
 from jobsvc.store import dispatching, transitions
 from jobsvc.store.database import Database, Transaction
-from jobsvc.store.transitions import LOG_BYTES_MAX, OUTPUT_BYTES_MAX
+from jobsvc.store.transitions import LOG_BYTES_MAX, LOG_BYTES_MIN, OUTPUT_BYTES_MAX
 from worker import outcome as ran
 from worker.consumer import Consumer, Delivery
 from worker.lease import Leased
@@ -55,6 +55,8 @@ T = TypeVar("T")
 
 CLAIM_MAX = 100
 RECORD_MAX = 200
+# In one transaction, which must end within the database's time limit.
+REPORTS_MAX = 1000
 PREFETCH_MAX = 200
 # Jobs are claimed ahead of a free slot only as far as they will start within this.
 CLAIM_AHEAD_SECONDS = 0.05
@@ -129,7 +131,7 @@ class Attempts:
         lease_seconds: float,
         republish: bool,
     ) -> None:
-        """`republish`: give what cannot start soon back to other workers."""
+        """`republish`: there are other workers; give them what cannot start soon."""
         self._database = database
         self._outbox = outbox
         self._worker_id = worker_id
@@ -203,6 +205,8 @@ class Attempts:
             self._consumer.give_back(delivery)
 
     def on_channel_lost(self, epoch: int) -> None:
+        if not self._republish:  # Kombu's memory transport delivers nothing twice
+            return
         with self._lock:
             self._inbox = [entry for entry in self._inbox if entry[2].epoch > epoch]
             heapq.heapify(self._inbox)
@@ -232,7 +236,7 @@ class Attempts:
                 case Log(_, message):
                     if attempt.log_bytes > LOG_BYTES_MAX:
                         return
-                    attempt.log_bytes += len(message.encode())
+                    attempt.log_bytes += max(len(message.encode()), LOG_BYTES_MIN)
                 case Output():
                     if attempt.output_bytes > OUTPUT_BYTES_MAX:
                         return
@@ -303,7 +307,7 @@ class Attempts:
     def _claim_forever(self) -> None:
         while True:
             with self._lock:
-                while self._claiming and not (self._inbox and self._room()):
+                while self._claiming and not (self._inbox and self._room() > 0):
                     if not self._received.wait(START_WITHIN_SECONDS / 4):
                         break
                 if not self._claiming:
@@ -448,10 +452,20 @@ class Attempts:
                 self._record_endings(endings)
 
     def _take_records(self) -> tuple[dict[str, list[Report]], dict[str, Ending]]:
-        """Reports of a job are recorded before its ending, so all of them are taken."""
+        """What one round records. An ending waits until the reports before it have been taken; of
+        an attempt that has more than fit, the rest goes behind those of others."""
         records = self._records
-        reports, records.reports = records.reports, {}
-        keys = list(itertools.islice(records.endings, RECORD_MAX))
+        reports: dict[str, list[Report]] = {}
+        room = REPORTS_MAX
+        while records.reports and room:
+            key = next(iter(records.reports))
+            told = records.reports.pop(key)
+            reports[key], rest = told[:room], told[room:]
+            room -= len(reports[key])
+            if rest:
+                records.reports[key] = rest
+        complete = (key for key in records.endings if key not in records.reports)
+        keys = list(itertools.islice(complete, RECORD_MAX))
         return reports, {key: records.endings.pop(key) for key in keys}
 
     def _record_reports(self, reports: dict[str, list[Report]]) -> None:
@@ -460,6 +474,11 @@ class Attempts:
         batch = {a.job_id: (a.token, reports[key]) for key, a in known.items()}
         try:
             _, effects = self._persist(lambda tx: transitions.report(tx, batch))
+        except DatabaseUnavailable:  # and we stop: there is time for the endings alone
+            with self._lock:
+                self._records.reports.clear()
+            self._log.error("reports not recorded", job_ids=list(batch))
+            return
         except Exception:  # noqa: BLE001 - logged; a report must not cost anybody an outcome
             self._log.exception("reports dropped", job_ids=list(batch))
             return
