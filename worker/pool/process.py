@@ -138,13 +138,14 @@ class _Child:
     def take_back(self, *, head_too: bool) -> list[Run]:
         """The runs that have not started and now never will, in order; they are no longer ours.
 
-        The first one counts as started, and is left alone unless `head_too`.
+        The first one counts as started, and is left alone unless `head_too`, or the child took a
+        later ticket while we held the first: it has passed that task over then.
         """
         numbers: list[int] = []
         with suppress(BlockingIOError):
             while ticket := self._tickets_theirs.recv(wire.TICKET.size, socket.MSG_DONTWAIT):
                 numbers += wire.TICKET.unpack(ticket)
-        if numbers and not head_too and numbers[0] == next(iter(self.runs)):
+        if numbers and not head_too and numbers == list(self.runs):
             self._send_ticket(numbers.pop(0))
         return [self.runs.pop(number) for number in numbers]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -17,6 +20,7 @@ from google.protobuf.struct_pb2 import Value
 from worker.outcome import Cancelled, Failed, Interrupted, Outcome, Succeeded, Task, WorkerLost
 from worker.pool import HandlersError, ProcessPool
 from worker.pool import process as process_module
+from worker.pool.base import Run
 
 from .recorder import Recorder, make_task
 
@@ -394,3 +398,51 @@ time.sleep(600)
         assert len(children) == 2
         parent.kill()
     wait_until(lambda: not any(is_alive(child.pid) for child in children))
+
+
+def test_a_task_that_the_child_passes_over_meanwhile_is_taken_back_too() -> None:
+    """While the parent holds the first task's ticket, the child may take the second's."""
+    child = process_module._Child([HANDLERS], {**os.environ, "PYTHONPATH": ROOT})
+    try:
+        child.frames.setblocking(True)
+        assert read_frame(child)[0] == "ready"
+        child.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.process.pid, os.WSTOPPED)
+        first, second = (Run(make_task("t.echo", {"n": n}), 0.0) for n in (1, 2))
+        child.send_task(1, first)
+        child.send_task(2, second)
+        child._tickets_theirs = cast(socket.socket, Overtaken(child))
+        assert child.take_back(head_too=False) == [first]
+        assert child.runs == {2: second}
+        assert read_frame(child)[:2] == ["done", 2]
+        child.send_task(3, first)
+        assert read_frame(child)[:2] == ["done", 3]
+    finally:
+        child.kill()
+        child.bury()
+
+
+class Overtaken:
+    """The tickets' end that the parent takes back from; the child wakes behind the first one."""
+
+    def __init__(self, child: process_module._Child) -> None:
+        self._child = child
+        self._end = child._tickets_theirs
+
+    def recv(self, size: int, flags: int) -> bytes:
+        ticket = self._end.recv(size, flags)
+        self._child.process.send_signal(signal.SIGCONT)
+        # Its answer says that it has taken the other ticket; it stays there to be read.
+        self._child.frames.recv(1, socket.MSG_PEEK)
+        return ticket
+
+    def close(self) -> None:
+        self._end.close()
+
+
+def read_frame(child: process_module._Child) -> list[Any]:
+    """The header of the next frame; the child sends no second one by itself."""
+    while not (frames := child.receive()):
+        assert not child.ended
+    ((header, _),) = frames
+    return header
