@@ -589,6 +589,28 @@ async def test_hints_of_jobs_that_nobody_watches_cost_nothing(hub: WatchHub, tap
     assert_empty(hub)
 
 
+async def test_a_watcher_that_has_all_there_is_costs_no_reads(
+    hub: WatchHub, house: House, tap: Tap
+) -> None:
+    claimed = house.start()
+    stream = hub.watch(claimed.job_id, 0, NEVER)
+    assert [await next_event(stream), await next_event(stream)] == [1, 2]
+    waiting = asyncio.create_task(next_event(stream))
+    house.report(claimed, LINE)
+    hub.notify(house.effects.changes)
+    assert await waiting == 3
+    waiting = asyncio.create_task(next_event(stream))
+    await asyncio.sleep(3 * watch.GATHER_SECONDS)
+    reads = tap.reads
+    hub.notify([Change(claimed.job_id, 3), Change(claimed.job_id, 2)])  # it has those
+    await asyncio.sleep(3 * watch.GATHER_SECONDS)
+    assert tap.reads == reads
+    house.finish(claimed, DONE)
+    hub.notify(house.effects.changes)
+    assert await waiting == 4
+    await stream.aclose()
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_any_order_of_commits_hints_and_reads(
     make_hub: MakeHub, house: House, seed: int, monkeypatch: pytest.MonkeyPatch
