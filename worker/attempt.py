@@ -320,8 +320,9 @@ class Attempts:
 
     def _room(self) -> int:
         """How many more jobs could start soon."""
-        ahead = self._concurrency * CLAIM_AHEAD_SECONDS / max(self._pool.average_run_seconds, 1e-4)
-        return self._concurrency + min(int(ahead), CLAIM_MAX) - len(self._running)
+        slots = self._pool.slots
+        ahead = slots * CLAIM_AHEAD_SECONDS / max(self._pool.average_run_seconds, 1e-4)
+        return slots + min(int(ahead), CLAIM_MAX) - len(self._running)
 
     def _take(self) -> dict[str, Delivery]:
         """The next messages that can start soon, by priority; one each of a job."""

@@ -134,10 +134,11 @@ class Pool(abc.ABC):
         """
 
     @property
-    def free(self) -> int:
-        """How many more tasks would start at once."""
+    def slots(self) -> int:
+        """How many tasks it can run at once just now: `size`, less the slots whose process is
+        still starting, or whose handler runs on after its attempt has ended."""
         with self._lock:
-            return max(0, self.size - self._busy() - len(self._waiting))
+            return self._usable()
 
     @property
     def average_run_seconds(self) -> float:
@@ -165,5 +166,5 @@ class Pool(abc.ABC):
         """Put back into the queue what was sent ahead, if some of it is that old."""
 
     @abc.abstractmethod
-    def _busy(self) -> int:
-        """How many slots are taken, sent-ahead tasks counted; called with the lock held."""
+    def _usable(self) -> int:
+        """What `slots` answers; called with the lock held."""

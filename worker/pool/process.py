@@ -100,6 +100,11 @@ class _Child:
         return self.tasks_sent >= TASKS_PER_CHILD_MAX
 
     @property
+    def usable(self) -> bool:
+        """Whether it takes tasks."""
+        return self.ready and not self.killed and not self.dismissed
+
+    @property
     def head(self) -> tuple[int, Run] | None:
         return next(iter(self.runs.items()), None)
 
@@ -272,8 +277,8 @@ class ProcessPool(Pool):
             self._asleep = False
             self._wake_in.send(b"\0")
 
-    def _busy(self) -> int:
-        return len(self._owners)
+    def _usable(self) -> int:
+        return min(self.size, sum(child.usable for child in self._children))
 
     def _recall_if_submitted_by(self, latest: float) -> None:
         for child in self._children:
@@ -475,11 +480,7 @@ class ProcessPool(Pool):
 
     def _pick(self, now: float) -> _Child | None:
         """The child that a task would start on first, None if it had better wait here."""
-        usable = [
-            child
-            for child in self._children
-            if child.ready and not child.killed and not child.dismissed
-        ]
+        usable = [child for child in self._children if child.usable]
         # A worn child works on while its successor starts, but never beside it.
         usable.sort(key=lambda child: (child.worn, len(child.runs)))
         usable = usable[: self.size]

@@ -152,5 +152,5 @@ class ThreadPool(Pool):
     def _recall_if_submitted_by(self, latest: float) -> None:
         pass  # nothing is sent ahead: a thread takes a task when it starts it
 
-    def _busy(self) -> int:
-        return self._slots_taken
+    def _usable(self) -> int:
+        return self.size - (self._slots_taken - len(self._running))

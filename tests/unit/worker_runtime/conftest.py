@@ -72,6 +72,7 @@ class Pool(Seen):
         self.abandoned: list[str] = []
         self.unstarted: list[Task] = []
         self.average_run_seconds = 1.0
+        self.slots = CONCURRENCY
         self.attempts: Attempts
 
     def submit(self, task: Task) -> None:

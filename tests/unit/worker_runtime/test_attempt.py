@@ -118,6 +118,17 @@ def test_the_most_urgent_go_first(idle: Runtime) -> None:
     assert [task.job_id for task in idle.pool.tasks[2:]] == [ids[3], ids[0]]
 
 
+def test_it_claims_nothing_for_slots_that_are_not_ready(idle: Runtime) -> None:
+    idle.pool.slots = CONCURRENCY - 1
+    for _ in range(CONCURRENCY):
+        idle.deliver(idle.house.submit())
+    idle.start()
+    idle.pool.wait(lambda: len(idle.pool.tasks) == CONCURRENCY - 1)
+    assert idle.attempts.running_count == CONCURRENCY - 1
+    idle.pool.slots = CONCURRENCY
+    idle.pool.wait(lambda: len(idle.pool.tasks) == CONCURRENCY)
+
+
 def test_it_claims_as_far_ahead_as_will_start_soon(idle: Runtime) -> None:
     idle.pool.average_run_seconds = attempt.CLAIM_AHEAD_SECONDS / 2
     ids = [idle.house.submit() for _ in range(10)]
