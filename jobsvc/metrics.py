@@ -2,7 +2,9 @@
 
 A job's steps are counted where they were committed, by whichever process did it, so sums over all
 processes are the truth: submits are `event="SUBMITTED"`, starts `STARTED`, outcomes the terminal
-events, retries `ATTEMPT_FAILED` with `state="RETRYING"`, dead letters `FAILED`.
+events, retries `ATTEMPT_FAILED` with `state="RETRYING"`, dead letters `FAILED`. What only the
+database knows (the oldest job, the outbox, the workers) each server tells for all: there the
+maximum is the truth.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ STEPS = Counter(
 )
 WAIT = Histogram(
     "jobsvc_wait_seconds",
-    "From when an attempt was due until a worker claimed it.",
+    "From when a job became QUEUED until a worker claimed it.",
     ["job_type", "queue"],
     buckets=_SECONDS,
 )
@@ -35,13 +37,18 @@ RUN = Histogram(
     buckets=_SECONDS,
 )
 LEASES_LOST = Counter("jobsvc_leases_lost", "Attempts stopped because their lease was lost.")
+LEASES_EXPIRED = Counter(
+    "jobsvc_leases_expired", "Attempts given up because nobody renewed their lease."
+)
 RUNNING = Gauge("jobsvc_running", "Attempts that this worker holds.")
 OLDEST_QUEUED = Gauge(
     "jobsvc_oldest_queued_age_seconds", "Age of the longest-waiting QUEUED job.", ["queue"]
 )
+WORKERS = Gauge("jobsvc_workers", "Live workers that consume a queue.", ["queue"])
 OUTBOX_AGE = Gauge(
     "jobsvc_outbox_age_seconds", "How long the oldest message owed to the broker is overdue."
 )
+READY = Gauge("jobsvc_ready", "1 while /readyz says that this process does its work.")
 BROKER_UP = Gauge("jobsvc_broker_up", "1 while this process can publish.")
 WATCHERS = Gauge("jobsvc_watchers", "Open watches of this server.")
 WATCH_LAG = Histogram(
@@ -50,6 +57,9 @@ WATCH_LAG = Histogram(
     buckets=_SECONDS,
 )
 POOL_IN_USE = Gauge("jobsvc_database_connections_in_use", "Of this process.")
+DATABASE_WAITING = Gauge(
+    "jobsvc_database_calls_waiting", "What waits for one of this server's database threads."
+)
 LOOP_LAG = Gauge("jobsvc_event_loop_lag_seconds", "How late the event loop was at the last tick.")
 CALLS = Histogram(
     "jobsvc_call_seconds",

@@ -160,8 +160,8 @@ class Outbox:
         for body in controls:
             self._publisher.control(body)
         self._publisher.keep_alive()
+        self._publisher.connect()
         if self._relay_interval is not None:
-            self._publisher.connect()
             self._tick(self._relay_interval)
 
     def _take(self) -> tuple[list[Dispatch], list[Change], list[Mapping[str, object]]]:

@@ -15,6 +15,7 @@ def serve_probes(
     settings: Settings, database: Database, ready: Callable[[], bool]
 ) -> Probes | None:
     """None where they are off. Raises CannotStart where the address cannot be had."""
+    metrics.READY.set_function(ready)
     metrics.POOL_IN_USE.set_function(lambda: database.connections_in_use)
     try:
         return telemetry.serve_probes(settings, ready)

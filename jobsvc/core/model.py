@@ -160,7 +160,7 @@ class JobOutcome:
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """A job that a worker holds under a lease. `token` is the fence: no write without it.
-    `waited`: seconds since its message was owed to the broker."""
+    `waited`: seconds since it became QUEUED."""
 
     job_id: str
     token: str

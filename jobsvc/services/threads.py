@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from jobsvc import metrics
 from jobsvc.store.database import Connection, Database, Transaction
 
 T = TypeVar("T")
@@ -18,6 +19,8 @@ class AsyncDatabase:
     def __init__(self, database: Database, threads: int) -> None:
         self._database = database
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="db")
+        self._calls = 0  # that run or wait; only the event loop's thread counts
+        metrics.DATABASE_WAITING.set_function(lambda: max(self._calls - threads, 0))
 
     async def write(self, body: Callable[[Transaction], T]) -> T:
         return await self.run(self._database.write, body)
@@ -27,7 +30,11 @@ class AsyncDatabase:
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, function, *arguments)
+        self._calls += 1
+        try:
+            return await loop.run_in_executor(self._executor, function, *arguments)
+        finally:
+            self._calls -= 1
 
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)

@@ -33,7 +33,9 @@ def expire_once(database: Database, limit: int) -> tuple[int, Effects]:
 
 
 def reap_once(database: Database, limit: int) -> tuple[int, Effects]:
-    return database.write(lambda tx: transitions.reap(tx, limit))
+    count, effects = database.write(lambda tx: transitions.reap(tx, limit))
+    metrics.LEASES_EXPIRED.inc(count)
+    return count, effects
 
 
 def release_once(database: Database, limit: int) -> tuple[int, Effects]:
@@ -50,10 +52,12 @@ def purge_once(database: Database, limit: int) -> tuple[int, Effects]:
 
 def measure_once(database: Database, _limit: int) -> tuple[int, Effects]:
     """What only the database knows of the backlog, for `/metrics`."""
-    ages, overdue = database.read(dispatching.backlog)
-    for queue, age in ages.items():
+    backlog = database.read(dispatching.backlog)
+    for queue, age in backlog.oldest.items():
         metrics.OLDEST_QUEUED.labels(queue).set(age)
-    metrics.OUTBOX_AGE.set(overdue)
+    for queue, count in backlog.workers.items():
+        metrics.WORKERS.labels(queue).set(count)
+    metrics.OUTBOX_AGE.set(backlog.overdue)
     return 0, Effects()
 
 

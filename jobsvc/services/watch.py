@@ -283,11 +283,12 @@ class WatchHub:
         return cursors
 
     def _put(self, watcher: _Watcher, events: list[JobEvent]) -> None:
+        following = watcher.up_to_date  # and not still replaying what is old
         watcher.events = events
         watcher.up_to_date = len(events) < PAGE_EVENTS
         if events:
             watcher.cursor = events[-1].sequence
-            if watcher.started:
+            if following:
                 age = datetime.now(UTC) - events[-1].event_time
                 metrics.WATCH_LAG.observe(max(age.total_seconds(), 0.0))
         if not watcher.up_to_date:

@@ -31,7 +31,7 @@ LOCK_COLUMNS = (
         jobs.c.log_bytes,
         jobs.c.output_bytes,
         jobs.c.dispatch_count,
-        jobs.c.dispatch_time,
+        jobs.c.queued_time,
         jobs.c.span_id,
     ),
 )
@@ -116,7 +116,7 @@ class Batch:
         self.set(job, **(values | columns))
         self.record(job, event, error=error, report=report, actor=actor)
         if state is JobState.QUEUED:
-            self.set(job, dispatch_count=0)
+            self.set(job, dispatch_count=0, queued_time=self.tx.now)
             self.dispatch(job)
         elif event is EventType.FAILED:
             self._owe(job, "dead", error.type if error else "", PUBLISH_GRACE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from jobsvc.store.tables import jobs, outbox, queues
 TAKEN_SECONDS = 15.0
 REDISPATCH_AGE_SECONDS = 60.0
 REDISPATCH_AGE_SECONDS_MAX = 1800.0
+HEAD_JOBS = 1000
 _DOUBLINGS_MAX = 5  # 60 s * 2^5 is past the maximum
 
 _QUEUED = sa.and_(jobs.c.state == JobState.QUEUED.value, sa.not_(jobs.c.held))
@@ -57,21 +59,38 @@ def republish(tx: Transaction, job_ids: Sequence[str]) -> Effects:
     return batch.write()
 
 
-def backlog(connection: sa.Connection) -> tuple[dict[str, float], float]:
-    """Seconds that the longest-waiting job of each queue has waited (0 where none does), and that
-    the oldest message owed to the broker is overdue."""
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits, in seconds. `oldest`: by queue, the longest-waiting job (0 where none does);
+    `overdue`: the oldest message owed to the broker, past the time its writer had for it.
+    `workers`: by queue, how many live ones consume it."""
+
+    oldest: dict[str, float]
+    overdue: float
+    workers: dict[str, int]
+
+
+def backlog(connection: sa.Connection) -> Backlog:
+    """A queue's oldest job is looked for among those whose message is oldest; others have gone
+    through the hands of a worker, which passes on what it cannot start within a moment."""
     now = clock(connection)
-    oldest = (
-        sa.select(sa.func.min(jobs.c.dispatch_time))
+    head = (
+        sa.select(jobs.c.queued_time)
         .where(_QUEUED, jobs.c.queue == queues.c.name)
-        .scalar_subquery()
+        .order_by(jobs.c.dispatch_time)
+        .limit(HEAD_JOBS)
+        .correlate(queues)
+        .subquery()
     )
-    ages = {
-        name: _age(now, since)
-        for name, since in connection.execute(sa.select(queues.c.name, oldest))
-    }
+    oldest = sa.select(sa.func.min(head.c.queued_time)).scalar_subquery()
+    found = connection.execute(sa.select(queues.c.name, oldest)).all()
     owed = connection.execute(sa.select(sa.func.min(outbox.c.not_before))).scalar()
-    return ages, _age(now, owed)
+    live = registry.live_workers(connection, now)
+    return Backlog(
+        {name: _age(now, since) for name, since in found},
+        _age(now, owed),
+        {name: live[name] for name, _ in found},
+    )
 
 
 def _age(now: datetime, since: datetime | None) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
@@ -113,6 +114,12 @@ def live_prefetch(tx: Transaction, queue: str) -> int:
         )
     )
     return sum(row.prefetch for row in rows if queue in row.queues)
+
+
+def live_workers(connection: sa.Connection, now: datetime) -> Counter[str]:
+    """By queue, how many consume it."""
+    statement = sa.select(workers.c.queues).where(workers.c.heartbeat_time > now - LIVE)
+    return Counter(name for row in connection.execute(statement) for name in row.queues)
 
 
 def generations(connection: sa.Connection) -> dict[str, int]:

@@ -26,7 +26,8 @@ from jobsvc.store.tables import job_events, jobs
 _HIDDEN = {
     *("payload", "payload_content_type", "result", "result_content_type"),
     *("lease_token", "lease_expire_time", "held", "log_bytes", "output_bytes"),
-    *("span_id", "dispatch_time", "dispatch_count", "failures", "crashes", "retention"),
+    *("span_id", "queued_time", "dispatch_time", "dispatch_count"),
+    *("failures", "crashes", "retention"),
 }
 JOB_COLUMNS = tuple(c for c in jobs.c if c.name not in _HIDDEN)
 JOB_COLUMNS_WITH_PAYLOAD = (*JOB_COLUMNS, jobs.c.payload, jobs.c.payload_content_type)

@@ -104,6 +104,7 @@ def new_row(now: datetime, request: NewJob, job_type: JobTypeInfo | None) -> dic
         "schedule_time": due if waits else now,
         "expire_time": expire_time,
         "last_sequence": 1,
+        "queued_time": None if waits else now,
         "dispatch_time": None if waits else now,
     }
 

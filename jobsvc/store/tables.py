@@ -113,6 +113,8 @@ jobs = sa.Table(
     sa.Column("last_sequence", sa.BigInteger, nullable=False),
     sa.Column("log_bytes", sa.Integer, nullable=False, server_default="0"),
     sa.Column("output_bytes", sa.Integer, nullable=False, server_default="0"),
+    # Since when it is, or was, QUEUED.
+    sa.Column("queued_time", UtcTime),
     # When the latest message was owed to the broker, and how often since the job became QUEUED.
     sa.Column("dispatch_time", UtcTime),
     sa.Column("dispatch_count", sa.Integer, nullable=False, server_default="0"),

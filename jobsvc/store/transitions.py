@@ -88,7 +88,7 @@ def claim(
         elif job.job_type not in types:
             others.append(job)
         else:
-            waited = (tx.now - job.dispatch_time).total_seconds()
+            waited = (tx.now - job.queued_time).total_seconds()
             batch.move(
                 job,
                 EventType.STARTED,

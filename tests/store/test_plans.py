@@ -43,14 +43,14 @@ def _empty(tx: Transaction) -> None:
 def _fill(tx: Transaction) -> None:
     columns = (
         "id, job_type, queue, state, priority, payload, labels, max_attempts, initial_backoff, "
-        "backoff_multiplier, max_backoff, jitter, timeout, trace_id, create_time, schedule_time, "
-        "last_sequence, finish_time, purge_time, expire_time, next_attempt_time, dispatch_time, "
-        "lease_token, lease_expire_time, held"
+        "backoff_multiplier, max_backoff, jitter, timeout, trace_id, span_id, create_time, "
+        "schedule_time, last_sequence, finish_time, purge_time, expire_time, next_attempt_time, "
+        "dispatch_time, lease_token, lease_expire_time, held"
     )
     statement = sa.text(
         f"INSERT INTO jobs ({columns}) "
         "SELECT lpad(to_hex(n + :start), 32, '0')::uuid, 'demo', 'default', :state, 0, '', '{}', "
-        "10, 1, 1, 1, 0, 1, '', now(), now() + n * interval '1 s', 3, "
+        "10, 1, 1, 1, 0, 1, '', '', now(), now() + n * interval '1 s', 3, "
         "CASE WHEN :ended THEN now() END, "
         "CASE WHEN :ended THEN now() + n * interval '1 s' END, "
         "CASE WHEN n % 3 = 0 THEN now() + n * interval '1 s' END, "
@@ -142,6 +142,7 @@ WORK: dict[str, tuple[str, Work]] = {
     "relay": ("ix_outbox_not_before", lambda tx: dispatching.take_owed(tx, 200)),
     "redispatch": ("ix_jobs_queued", lambda tx: dispatching.redispatch(tx, "default", 200)),
     "what is owed": ("ix_outbox_job_id", lambda tx: dispatching.redispatch(tx, "default", 200)),
+    "backlog": ("ix_jobs_queued", lambda tx: dispatching.backlog(tx.connection)),
     "overdue queues": (
         "ix_jobs_queued",
         lambda tx: dispatching.overdue_queues(tx.connection),

@@ -102,6 +102,7 @@ def upgrade() -> None:
         sa.Column("last_sequence", sa.BigInteger(), nullable=False),
         sa.Column("log_bytes", sa.Integer(), server_default="0", nullable=False),
         sa.Column("output_bytes", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("queued_time", Time, nullable=True),
         sa.Column("dispatch_time", Time, nullable=True),
         sa.Column("dispatch_count", sa.Integer(), server_default="0", nullable=False),
         sa.CheckConstraint(
