@@ -45,9 +45,7 @@ OLDEST_QUEUED = Gauge(
     "jobsvc_oldest_queued_age_seconds", "Age of the longest-waiting QUEUED job.", ["queue"]
 )
 WORKERS = Gauge("jobsvc_workers", "Live workers that consume a queue.", ["queue"])
-OUTBOX_AGE = Gauge(
-    "jobsvc_outbox_age_seconds", "How long the oldest message owed to the broker is overdue."
-)
+OUTBOX_AGE = Gauge("jobsvc_outbox_age_seconds", "Age of the oldest message owed to the broker.")
 READY = Gauge("jobsvc_ready", "1 while /readyz says that this process does its work.")
 BROKER_UP = Gauge("jobsvc_broker_up", "1 while this process can publish.")
 WATCHERS = Gauge("jobsvc_watchers", "Open watches of this server.")

@@ -57,7 +57,7 @@ def measure_once(database: Database, _limit: int) -> tuple[int, Effects]:
         metrics.OLDEST_QUEUED.labels(queue).set(age)
     for queue, count in backlog.workers.items():
         metrics.WORKERS.labels(queue).set(count)
-    metrics.OUTBOX_AGE.set(backlog.overdue)
+    metrics.OUTBOX_AGE.set(backlog.owed)
     return 0, Effects()
 
 

@@ -187,6 +187,7 @@ class Batch:
                 "priority": job.priority,
                 "attempt": job.attempt,
                 "error_type": error_type,
+                "create_time": self.tx.now,
                 "not_before": self.tx.now + grace,
             }
         )

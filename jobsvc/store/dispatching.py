@@ -61,12 +61,12 @@ def republish(tx: Transaction, job_ids: Sequence[str]) -> Effects:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits, in seconds. `oldest`: by queue, the longest-waiting job (0 where none does);
-    `overdue`: the oldest message owed to the broker, past the time its writer had for it.
-    `workers`: by queue, how many live ones consume it."""
+    """What waits, in seconds (0 where nothing does). `oldest`: by queue, the longest-waiting job;
+    `owed`: the oldest message owed to the broker. `workers`: by queue, how many live ones consume
+    it."""
 
     oldest: dict[str, float]
-    overdue: float
+    owed: float
     workers: dict[str, int]
 
 
@@ -84,11 +84,11 @@ def backlog(connection: sa.Connection) -> Backlog:
     )
     oldest = sa.select(sa.func.min(head.c.queued_time)).scalar_subquery()
     found = connection.execute(sa.select(queues.c.name, oldest)).all()
-    owed = connection.execute(sa.select(sa.func.min(outbox.c.not_before))).scalar()
+    owed = connection.execute(sa.select(outbox.c.create_time).order_by(outbox.c.id).limit(1))
     live = registry.live_workers(connection, now)
     return Backlog(
         {name: _age(now, since) for name, since in found},
-        _age(now, owed),
+        _age(now, owed.scalar()),
         {name: live[name] for name, _ in found},
     )
 

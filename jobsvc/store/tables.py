@@ -206,6 +206,7 @@ outbox = sa.Table(
     sa.Column("priority", sa.SmallInteger, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("error_type", sa.Text, nullable=False),
+    sa.Column("create_time", UtcTime, nullable=False),
     sa.Column("not_before", UtcTime, nullable=False),
     sa.CheckConstraint("kind IN ('job', 'dead')", name="kind"),
     sa.Index("ix_outbox_not_before", "not_before"),

@@ -72,13 +72,16 @@ def test_the_oldest_is_told_for_each_queue_and_only_of_what_could_run(house: Hou
     assert oldest["other"] == 0.0
 
 
-def test_the_outbox_is_overdue_past_the_time_that_its_writer_had(house: House) -> None:
-    assert backlog(house).overdue == 0.0
-    house.submit()
-    assert backlog(house).overdue == 0.0
+def test_what_is_owed_ages_however_often_its_publishing_is_tried(house: House) -> None:
+    assert backlog(house).owed == 0.0
     house.elapsed = timedelta(seconds=-SECONDS)
     house.submit()
-    assert SECONDS / 2 < backlog(house).overdue <= SECONDS
+    house.elapsed = timedelta()
+    house.submit()
+    assert len(house.take_owed()) == 1
+    assert SECONDS <= backlog(house).owed < 2 * SECONDS
+    house.deliver()
+    assert backlog(house).owed == 0.0
 
 
 def test_live_workers_are_counted_for_each_queue(house: House) -> None:

@@ -73,7 +73,8 @@ def _fill(tx: Transaction) -> None:
         ),
         (
             "INSERT INTO outbox (kind, job_id, job_type, queue, priority, attempt, error_type, "
-            "not_before) SELECT 'job', id, 'demo', 'default', 0, 0, '', now() + interval '1 h' "
+            "create_time, not_before) "
+            "SELECT 'job', id, 'demo', 'default', 0, 0, '', now(), now() + interval '1 h' "
             "FROM jobs LIMIT 5000"
         ),
         (
@@ -143,6 +144,7 @@ WORK: dict[str, tuple[str, Work]] = {
     "redispatch": ("ix_jobs_queued", lambda tx: dispatching.redispatch(tx, "default", 200)),
     "what is owed": ("ix_outbox_job_id", lambda tx: dispatching.redispatch(tx, "default", 200)),
     "backlog": ("ix_jobs_queued", lambda tx: dispatching.backlog(tx.connection)),
+    "the oldest in the outbox": ("pk_outbox", lambda tx: dispatching.backlog(tx.connection)),
     "overdue queues": (
         "ix_jobs_queued",
         lambda tx: dispatching.overdue_queues(tx.connection),

@@ -193,6 +193,7 @@ def upgrade() -> None:
         sa.Column("priority", sa.SmallInteger(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("error_type", sa.Text(), nullable=False),
+        sa.Column("create_time", Time, nullable=False),
         sa.Column("not_before", Time, nullable=False),
         sa.CheckConstraint("kind IN ('job', 'dead')", name=op.f("ck_outbox_kind")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
