@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
@@ -160,3 +161,4 @@ def test_a_consumer_comes_back(
 
     until(heard, SECONDS_MAX, "the listener is back too")
     listener.stop()
+    gc.collect()  # those sockets, while nobody minds
