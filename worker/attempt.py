@@ -63,6 +63,7 @@ CLAIM_AHEAD_SECONDS = 0.05
 PREFETCH_AHEAD_SECONDS = 0.1
 # What could not start within this goes to somebody else.
 START_WITHIN_SECONDS = 1.0
+LOOK_SECONDS = START_WITHIN_SECONDS / 4
 # Longer than this an attempt keeps its message: the lease protects it, and the broker gives up on
 # consumers that acknowledge nothing for long (30 min by default).
 DETACH_SECONDS = 600.0
@@ -146,6 +147,7 @@ class Attempts:
         self._records = _Records()
         self._recordable = threading.Condition(self._lock)
         self._prefetch = concurrency
+        self._claimed_at = self._looked_at = 0.0
         self._claiming = self._recording = True
         self._log = telemetry.get_logger("worker")
         metrics.RUNNING.set_function(lambda: len(self._running))
@@ -307,22 +309,34 @@ class Attempts:
     def _claim_forever(self) -> None:
         while True:
             with self._lock:
-                while self._claiming and not (self._inbox and self._room() > 0):
-                    if not self._received.wait(START_WITHIN_SECONDS / 4):
+                while self._claiming and not self._worth_claiming():
+                    if not self._received.wait(LOOK_SECONDS):
                         break
                 if not self._claiming:
                     return
                 batch = self._take()
             if batch:
                 self._claim(batch)
-            self._give_back()
-            self._adapt_prefetch()
+                self._claimed_at = time.monotonic()
+            if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+                self._looked_at = time.monotonic()
+                self._give_back()
+                self._adapt_prefetch()
 
-    def _room(self) -> int:
-        """How many more jobs could start soon."""
+    def _most(self) -> int:
+        """How many jobs to hold: those that run, and those that will start within a moment."""
         slots = self._pool.slots
         ahead = slots * CLAIM_AHEAD_SECONDS / max(self._pool.average_run_seconds, 1e-4)
-        return slots + min(int(ahead), CLAIM_MAX) - len(self._running)
+        return slots + min(int(ahead), CLAIM_MAX)
+
+    def _room(self) -> int:
+        return self._most() - len(self._running)
+
+    def _worth_claiming(self) -> bool:
+        """A claim costs the same for many as for one, so while enough runs it waits for room for
+        half of what can be held, or for all there is."""
+        room = self._room()
+        return bool(self._inbox) and room > 0 and room >= min(len(self._inbox), self._most() // 2)
 
     def _take(self) -> dict[str, Delivery]:
         """The next messages that can start soon, by priority; one each of a job."""
@@ -353,7 +367,9 @@ class Attempts:
             if len(batch) == 1:  # redispatch brings it back, ever more seldom
                 self._acknowledge(next(iter(batch.values())))
             return
-        attempts = [Attempt(c, batch[c.job_id], began) for c in result.claimed]
+        claimed = {c.job_id: c for c in result.claimed}
+        # In the order of the batch, which is that of the priorities.
+        attempts = [Attempt(claimed[i], batch[i], began) for i in batch if i in claimed]
         with self._lock:
             self._running.update((attempt.key, attempt) for attempt in attempts)
         for attempt in attempts:
@@ -362,7 +378,6 @@ class Attempts:
             self._log.info("job started", **_ids(attempt.claimed))
             self._pool.submit(_to_task(attempt))
         self._outbox.tell(result.effects)
-        claimed = {attempt.job_id for attempt in attempts}
         for job_id, delivery in batch.items():
             if job_id not in claimed:
                 self._log.debug("message dropped", job_id=job_id)
@@ -403,7 +418,7 @@ class Attempts:
         """What waited too long: messages to other workers, claimed jobs to the queue."""
         for task in self._pool.withdraw(START_WITHIN_SECONDS):
             self._end(task.token, Interrupted())
-        if not self._republish:
+        if not self._republish or self._starting_soon():
             return
         latest = time.monotonic() - START_WITHIN_SECONDS
         with self._lock:
@@ -420,6 +435,12 @@ class Attempts:
             self._outbox.tell(effects)
             for delivery in late:
                 self._acknowledge(delivery)
+
+    def _starting_soon(self) -> bool:
+        """Whether the inbox empties fast enough: jobs start, and as many as wait take no long."""
+        ahead = len(self._inbox) * self._pool.average_run_seconds / max(self._pool.slots, 1)
+        idle = time.monotonic() - self._claimed_at
+        return ahead < START_WITHIN_SECONDS and idle < START_WITHIN_SECONDS
 
     def _adapt_prefetch(self) -> None:
         """As many messages as run, and as will start within a moment; none for the slots whose

@@ -9,9 +9,9 @@ their order the order of commits.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -38,19 +38,20 @@ LOCK_COLUMNS = (
 
 
 class LockedJob:
-    """A locked row of `jobs` and what will be written to it; attributes show the latter first."""
+    """A locked row of `jobs`: its columns as attributes, as they are to be."""
 
-    __slots__ = ("changed", "row")
-
-    def __init__(self, row: sa.Row[Any]) -> None:
-        self.row = row
+    def __init__(self, row: Mapping[Any, Any]) -> None:
+        vars(self).update(row)
+        self.was_state = row["state"]
+        self.was_last_sequence = row["last_sequence"]
         self.changed: dict[str, Any] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        changed = self.changed
-        return changed[name] if name in changed else getattr(self.row, name)
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def set(self, **columns: Any) -> None:
+        vars(self).update(columns)
         self.changed.update(columns)
 
 
@@ -62,7 +63,7 @@ def lock(tx: Transaction, ids: Iterable[str], *extra: sa.Column[Any]) -> dict[st
         .order_by(jobs.c.id)
         .with_for_update()
     )
-    return {row.id: LockedJob(row) for row in rows}
+    return {row["id"]: LockedJob(row) for row in rows.mappings()}
 
 
 def lock_next(
@@ -70,7 +71,8 @@ def lock_next(
 ) -> list[LockedJob]:
     """Locks up to `limit` jobs that match, passing over those that somebody else holds."""
     statement = sa.select(*LOCK_COLUMNS).where(*where).order_by(order).limit(limit)
-    return [LockedJob(r) for r in tx.execute(statement.with_for_update(skip_locked=True))]
+    rows = tx.execute(statement.with_for_update(skip_locked=True))
+    return [LockedJob(row) for row in rows.mappings()]
 
 
 class Batch:
@@ -163,7 +165,7 @@ class Batch:
     def write(self) -> Effects:
         groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
         for job in self._jobs.values():
-            guard = {"was_state": job.row.state, "was_last_sequence": job.row.last_sequence}
+            guard = {"was_state": job.was_state, "was_last_sequence": job.was_last_sequence}
             groups[tuple(sorted(job.changed))].append({"id": job.id} | guard | job.changed)
         for rows in groups.values():
             written = update_many(self.tx, jobs, ("state", "last_sequence"), rows)

@@ -59,7 +59,7 @@ def submit(
         job: Any = SimpleNamespace(**_UNSET, **row)
         batch.record(job, EventType.SUBMITTED, actor=actors[job.id])
         if job.expire_time is not None and job.expire_time <= tx.now:
-            job = LockedJob(job)
+            job = LockedJob(vars(job))
             expire_one(batch, job)
         elif job.state == JobState.QUEUED:
             batch.dispatch_new(job)
