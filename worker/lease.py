@@ -64,6 +64,7 @@ class LeaseThread:
         self._announce = announce
         self._lease = lease_seconds
         self._heartbeat = heartbeat_seconds
+        self.reached = True  # the database, when it was last asked
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._log = telemetry.get_logger("lease")
@@ -93,8 +94,8 @@ class LeaseThread:
         while not self._stopping.is_set():
             self._wake.wait(max(0.0, next_beat - time.monotonic()))
             self._wake.clear()
-            reached = self._beat()
-            next_beat = time.monotonic() + (self._heartbeat if reached else retry)
+            self.reached = self._beat()
+            next_beat = time.monotonic() + (self._heartbeat if self.reached else retry)
 
     def _beat(self) -> bool:
         started = time.monotonic()

@@ -108,8 +108,9 @@ class Worker:
         self._log.info("worker started", worker_id=self.worker_id, job_types=sorted(types))
 
     @property
-    def consuming(self) -> bool:
-        return self._consumer.consuming
+    def ready(self) -> bool:
+        """Whether it does its work: it consumes, and reached the database when it last asked."""
+        return self._consumer.consuming and self._lease.reached
 
     def wait_consuming(self, seconds: float) -> bool:
         return self._consumer.wait_consuming(seconds)

@@ -33,7 +33,7 @@ def run(settings: Settings) -> int:
         broker = Broker(settings.broker_url, settings.queue_type, settings.broker_ca)
         outbox = Outbox(database, broker)
         worker = Worker(settings, database, broker, outbox)
-        probes = serve_probes(settings, database, lambda: worker.consuming)
+        probes = serve_probes(settings, database, lambda: worker.ready)
         start_worker(worker)
         outbox.start()
         log = telemetry.get_logger("jobsvc")

@@ -10,7 +10,15 @@ from aiosmtpd.handlers import Message as MessageHandler
 
 from tests.harness import Service
 from tests.harness.fixtures import brittle_broker, brittle_service, brittle_vhosts, service
-from tests.services import VHOSTS, free_port, fresh_database, vhost_url
+from tests.services import (
+    VHOSTS,
+    PostgresNode,
+    free_port,
+    fresh_database,
+    machine_bin,
+    vhost_url,
+    wheel_bin,
+)
 
 __all__ = ["brittle_broker", "brittle_service", "brittle_vhosts", "service"]
 
@@ -44,6 +52,13 @@ def mail_server() -> Iterator[tuple[str, Mailbox]]:
 def mailbox(mail_server: tuple[str, Mailbox]) -> Mailbox:
     mail_server[1].messages.clear()
     return mail_server[1]
+
+
+@pytest.fixture
+def own_database() -> Iterator[PostgresNode]:
+    """A database to kill."""
+    with PostgresNode(machine_bin() or wheel_bin()) as node:
+        yield node
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,10 @@ from jobsvc.store.tables import jobs
 from tests.harness import Load, Service, until
 from tests.harness.load import mixed
 from tests.harness.service import PATIENCE
-from tests.services import PostgresNode, RabbitmqNode, machine_bin, wheel_bin
+from tests.services import PostgresNode, RabbitmqNode
 
 SUBMIT_SECONDS_MAX = 1.0 * PATIENCE
 RECONNECT_SECONDS_MAX = 5.0 * PATIENCE
-
-
-@pytest.fixture
-def own_database() -> Iterator[PostgresNode]:
-    with PostgresNode(machine_bin() or wheel_bin()) as node:
-        yield node
 
 
 def test_broker_down_fails_no_submit(
