@@ -23,6 +23,7 @@ class Results:
     """Of all rounds so far."""
 
     def __init__(self) -> None:
+        self.failures: list[str] = []
         self.values: Values = defaultdict(lambda: defaultdict(list))
         self.cpu: defaultdict[str, Values] = defaultdict(
             lambda: defaultdict(lambda: defaultdict(list))
@@ -35,8 +36,13 @@ class Results:
                 sides = SECTIONS[name][1]
                 first = turn % len(sides)
                 for side in (*sides[first:], *sides[:first]):
-                    found = measure(name, side, nodes, effort)
-                    print(f"round {turn + 1}: {name}, {side.name}", file=sys.stderr, flush=True)
+                    what = f"round {turn + 1}: {name}, {side.name}"
+                    print(what, file=sys.stderr, flush=True)
+                    try:
+                        found = measure(name, side, nodes, effort)
+                    except AssertionError as error:  # what was measured before is worth showing
+                        self.failures.append(f"{what}: {error}")
+                        continue
                     for key, value in found.values.items():
                         self.values[key][side.name].append(value)
                     for phase, parts in found.cpu.items():
@@ -60,6 +66,8 @@ def main() -> None:
     print(_conditions(rounds), report.render(results.values), sep="\n\n")
     if results.cpu:
         print("", report.render_cpu(results.cpu), sep="\n")
+    if results.failures:
+        sys.exit("\n".join(["failed:", *results.failures]))
 
 
 def _conditions(rounds: int) -> str:

@@ -61,7 +61,9 @@ ROWS = (
 def render(measured: Mapping[str, Rounds]) -> str:
     """The table of the rows that were measured: medians, over several rounds with the range."""
     head = ("", OURS, *OTHERS, *(f"/ {side}" for side in OTHERS), "aim")
-    return _align([head, *(_cells(r, measured[r.key]) for r in ROWS if r.key in measured)])
+    return _align(
+        [head, *(_cells(r, measured[r.key]) for r in ROWS if OURS in measured.get(r.key, ()))]
+    )
 
 
 def render_cpu(measured: Mapping[str, Mapping[str, Rounds]]) -> str:

@@ -138,7 +138,7 @@ Section = Callable[[Side, Effort], Measured]
 SECTIONS: Mapping[str, tuple[Section, tuple[type[Side], ...]]] = {
     "submit": (submit, (Jobsvc, Celery, UnconfirmedCelery, Echo)),
     "drain": (drain, (Jobsvc, BackloggedCelery)),
-    "flow": (flow, (Jobsvc, Celery, UnconfirmedCelery)),
+    "flow": (flow, (Jobsvc, Celery)),
     "latency": (latency, (Jobsvc, Celery)),
     "memory": (memory, (Jobsvc, Celery)),
 }
