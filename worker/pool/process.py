@@ -368,7 +368,8 @@ class ProcessPool(Pool):
             if child.killed or child.head is None:
                 continue
             _, head = child.head
-            assert head.started is not None
+            if head.started is None:
+                return 0.0  # it has just come forward: the next turn tends it
             due.append(head.started + head.task.timeout_seconds)
             if head.kill_at is not None:
                 due.append(head.kill_at)

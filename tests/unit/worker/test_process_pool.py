@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import psutil
 import pytest
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Value
 
+from tests.harness.wait import until
 from worker.outcome import Cancelled, Failed, Interrupted, Outcome, Succeeded, Task, WorkerLost
 from worker.pool import HandlersError, ProcessPool
 from worker.pool import process as process_module
@@ -400,49 +401,44 @@ time.sleep(600)
     wait_until(lambda: not any(is_alive(child.pid) for child in children))
 
 
-def test_a_task_that_the_child_passes_over_meanwhile_is_taken_back_too() -> None:
+def test_a_task_that_the_child_passes_over_is_taken_back_too(
+    make: MakePool, recorder: Recorder, tmp_path: Path
+) -> None:
     """While the parent holds the first task's ticket, the child may take the second's."""
-    child = process_module._Child([HANDLERS], {**os.environ, "PYTHONPATH": ROOT})
-    try:
-        child.frames.setblocking(True)
-        assert read_frame(child)[0] == "ready"
+    pool = make()
+    # So long ago that what is behind it is taken back.
+    first = Run(make_task("t.echo"), 0.0, started=time.monotonic() - 1.0)
+    second = Run(make_task("t.wait", waiter(tmp_path)), 0.0)
+    with pool._lock:
+        (child,) = pool._children
         child.process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, child.process.pid, os.WSTOPPED)
-        first, second = (Run(make_task("t.echo", {"n": n}), 0.0) for n in (1, 2))
-        child.send_task(1, first)
-        child.send_task(2, second)
-        child._tickets_theirs = cast(socket.socket, Overtaken(child))
-        assert child.take_back(head_too=False) == [first]
-        assert child.runs == {2: second}
-        assert read_frame(child)[:2] == ["done", 2]
-        child.send_task(3, first)
-        assert read_frame(child)[:2] == ["done", 3]
-    finally:
-        child.kill()
-        child.bury()
+        for number, run in ((101, first), (102, second)):
+            pool._owners[run.task.token] = child, number
+            child.send_task(number, run)
+        overtaken = Overtaken(child, tmp_path / "started")
+        child._tickets_theirs = cast(socket.socket, overtaken)
+        pool._wake()
+    until(lambda: first.task.token in pool._waiting, 20, "the first is taken back")
+    assert list(child.runs.values()) == [second]
+    (tmp_path / "release").touch()
+    assert isinstance(recorder.wait_outcome(second.task), Succeeded)
+    assert isinstance(recorder.wait_outcome(first.task), Succeeded)
 
 
 class Overtaken:
     """The tickets' end that the parent takes back from; the child wakes behind the first one."""
 
-    def __init__(self, child: process_module._Child) -> None:
+    def __init__(self, child: process_module._Child, started: Path) -> None:
         self._child = child
         self._end = child._tickets_theirs
+        self._started = started
 
     def recv(self, size: int, flags: int) -> bytes:
         ticket = self._end.recv(size, flags)
         self._child.process.send_signal(signal.SIGCONT)
-        # Its answer says that it has taken the other ticket; it stays there to be read.
-        self._child.frames.recv(1, socket.MSG_PEEK)
+        until(self._started.exists, 20, "the child runs the second")
         return ticket
 
     def close(self) -> None:
         self._end.close()
-
-
-def read_frame(child: process_module._Child) -> list[Any]:
-    """The header of the next frame; the child sends no second one by itself."""
-    while not (frames := child.receive()):
-        assert not child.ended
-    ((header, _),) = frames
-    return header
