@@ -282,7 +282,7 @@ class Attempts:
                 return
             attempt.lost = True
         metrics.LEASES_LOST.inc()
-        self._log.warning("attempt stopped", reason=reason, **_ids(attempt.claimed))
+        self._log.warning("attempt stopped", reason=reason, **self._ids(attempt.claimed))
         self._pool.abandon(attempt.key)
 
     def on_cancel_requested(self, attempt: Leased) -> None:
@@ -375,7 +375,7 @@ class Attempts:
         for attempt in attempts:
             kind = metrics.kind(attempt.claimed.job_type, attempt.claimed.queue)
             metrics.WAIT.labels(*kind).observe(attempt.claimed.waited)
-            self._log.info("job started", **_ids(attempt.claimed))
+            self._log.info("job started", **self._ids(attempt.claimed))
             self._pool.submit(_to_task(attempt))
         self._outbox.tell(result.effects)
         for job_id, delivery in batch.items():
@@ -546,26 +546,26 @@ class Attempts:
     def _log_ending(self, attempt: Attempt, ending: Ending, accepted: bool) -> None:
         if not accepted:
             # Recorded by whoever took the job over; or by us, if the answer of COMMIT was lost.
-            self._log.warning("outcome dropped: the lease was lost", **_ids(attempt.claimed))
+            self._log.warning("outcome dropped: the lease was lost", **self._ids(attempt.claimed))
         elif isinstance(ending, AttemptFailed):
             self._log.info(
                 "attempt failed",
                 error_type=ending.error.type,
                 retryable=ending.error.retryable,
-                **_ids(attempt.claimed),
+                **self._ids(attempt.claimed),
             )
         else:
-            self._log.info(f"attempt {type(ending).__name__.lower()}", **_ids(attempt.claimed))
+            self._log.info(f"attempt {type(ending).__name__.lower()}", **self._ids(attempt.claimed))
 
-
-def _ids(claimed: Claimed) -> dict[str, object]:
-    return {
-        "job_id": claimed.job_id,
-        "job_type": claimed.job_type,
-        "queue": claimed.queue,
-        "attempt": claimed.attempt,
-        "trace_id": claimed.trace_id,
-    }
+    def _ids(self, claimed: Claimed) -> dict[str, object]:
+        return {
+            "job_id": claimed.job_id,
+            "job_type": claimed.job_type,
+            "queue": claimed.queue,
+            "attempt": claimed.attempt,
+            "worker_id": self._worker_id,
+            "trace_id": claimed.trace_id,
+        }
 
 
 def _to_task(attempt: Attempt) -> ran.Task:

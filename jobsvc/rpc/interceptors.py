@@ -256,11 +256,11 @@ def _account(name: str, code: str, start: float) -> None:
 
 def _log_answered(name: str, start: float) -> None:
     _account(name, "OK", start)
-    log.debug("call", method=name, code="OK", ms=_ms_since(start), **_actor())
+    log.debug("call", method=name, code="OK", ms=_ms_since(start), **_caller())
 
 
 def _log_failure(name: str, start: float, error: BaseException, answer: status.Answer) -> None:
-    fields = {"method": name, "code": answer.code.name, "ms": _ms_since(start), **_actor()}
+    fields = {"method": name, "code": answer.code.name, "ms": _ms_since(start), **_caller()}
     if answer.error_id:
         log.error("call failed", **fields, error_id=answer.error_id, exc_info=error)
     elif isinstance(error, InvalidRequest):
@@ -270,10 +270,11 @@ def _log_failure(name: str, start: float, error: BaseException, answer: status.A
         log.info("call refused", **fields, reason=answer.reason, message=answer.message)
 
 
-def _actor() -> dict[str, str]:
-    """Nothing for a call that was not admitted."""
+def _caller() -> dict[str, str]:
+    """No actor for a call that was not admitted."""
     token = admitted.get(None)
-    return {} if token is None else {"actor": token.name}
+    trace = {"trace_id": call_trace.get().trace_id}
+    return trace if token is None else {"actor": token.name} | trace
 
 
 def _ms_since(start: float) -> float:
