@@ -202,9 +202,8 @@ def update_many(
         statement = _update_one(table, tuple(guard), columns)
         bound = [{f"b_{key}": value for key, value in row.items()} for row in rows]
         return tx.execute(statement, bound).rowcount
-    statement = _update_unnest(table, tuple(guard), columns)
-    arrays = {f"b_{key}": [row[key] for row in rows] for key in rows[0]}
-    return tx.execute(statement, arrays).rowcount
+    varying, parameters = _parameters(rows, "id")
+    return tx.execute(_update_unnest(table, tuple(guard), columns, varying), parameters).rowcount
 
 
 def insert_many(
@@ -217,16 +216,30 @@ def insert_many(
     no particular order."""
     if not rows:
         return ()
-    columns = tuple(rows[0])
     if tx.connection.dialect.name == "sqlite":
         statement = sa.insert(table)
         if not returning:
             tx.execute(statement, rows)
             return ()
         return tx.execute(statement.returning(*returning), rows).all()
-    arrays = {f"b_{column}": [row[column] for row in rows] for column in columns}
-    result = tx.execute(_insert_unnest(table, columns, tuple(returning)), arrays)
+    columns = tuple(rows[0])
+    varying, parameters = _parameters(rows, columns[0])
+    result = tx.execute(_insert_unnest(table, columns, varying, tuple(returning)), parameters)
     return result.all() if returning else ()
+
+
+def _parameters(rows: Sequence[dict[str, Any]], key: str) -> tuple[frozenset[str], dict[str, Any]]:
+    """Which columns differ between the rows (`key` always counts), and what to bind: an array for
+    each of those, for the others the one value that all rows have. Most have, and quoting is what
+    costs most."""
+    first = rows[0]
+    varying = frozenset(
+        column
+        for column, value in first.items()
+        if column == key or any(row[column] != value for row in rows)
+    )
+    bound = {f"b_{c}": [row[c] for row in rows] if c in varying else first[c] for c in first}
+    return varying, bound
 
 
 @functools.cache
@@ -239,36 +252,47 @@ def _update_one(table: sa.Table, guard: tuple[str, ...], columns: tuple[str, ...
     )
 
 
-@functools.cache
-def _update_unnest(table: sa.Table, guard: tuple[str, ...], columns: tuple[str, ...]) -> sa.Update:
+@functools.lru_cache(maxsize=256)
+def _update_unnest(
+    table: sa.Table, guard: tuple[str, ...], columns: tuple[str, ...], varying: frozenset[str]
+) -> sa.Update:
     source = {"id": "id", **{f"was_{g}": g for g in guard}, **{c: c for c in columns}}
-    new = _unnest({name: table.c[column].type for name, column in source.items()})
+    new = _given({name: table.c[column].type for name, column in source.items()}, varying)
     return (
         sa.update(table)
-        .where(table.c.id == new.c.id)
-        .where(*(table.c[g] == new.c[f"was_{g}"] for g in guard))
-        .values({c: new.c[c] for c in columns})
+        .where(table.c.id == new["id"])
+        .where(*(table.c[g] == new[f"was_{g}"] for g in guard))
+        .values({c: new[c] for c in columns})
     )
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _insert_unnest(
-    table: sa.Table, columns: tuple[str, ...], returning: tuple[sa.Column[Any], ...]
+    table: sa.Table,
+    columns: tuple[str, ...],
+    varying: frozenset[str],
+    returning: tuple[sa.Column[Any], ...],
 ) -> Any:
-    new = _unnest({c: table.c[c].type for c in columns})
-    statement = sa.insert(table).from_select(columns, sa.select(*(new.c[c] for c in columns)))
+    new = _given({c: table.c[c].type for c in columns}, varying)
+    statement = sa.insert(table).from_select(columns, sa.select(*(new[c] for c in columns)))
     return statement.returning(*returning) if returning else statement
 
 
-def _unnest(types: dict[str, sa.types.TypeEngine[Any]]) -> Any:
-    """A table of rows whose columns are the bound arrays `b_NAME`: one parameter a column however
-    many rows there are, so that the statement is compiled once."""
+def _given(types: dict[str, sa.types.TypeEngine[Any]], varying: frozenset[str]) -> dict[str, Any]:
+    """The bound parameters `b_NAME` as columns: of a table of unnested arrays where they vary, so
+    that the statement is the same however many rows there are, else the value itself."""
     arrays = []
-    for name, kind in types.items():
-        array: ARRAY[Any] = ARRAY(kind)
+    for name in sorted(varying):
+        array: ARRAY[Any] = ARRAY(types[name])
         arrays.append(sa.cast(sa.bindparam(f"b_{name}", type_=array), array))
-    columns = (sa.column(name, kind) for name, kind in types.items())
-    return sa.func.unnest(*arrays).table_valued(*columns, name="new").render_derived()
+    columns = (sa.column(name, types[name]) for name in sorted(varying))
+    new = sa.func.unnest(*arrays).table_valued(*columns, name="new").render_derived()
+    return {
+        name: new.c[name]
+        if name in varying
+        else sa.cast(sa.bindparam(f"b_{name}", type_=kind), kind)
+        for name, kind in types.items()
+    }
 
 
 _CLOCK = sa.text(
