@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
-from jobsvc import metrics, telemetry
+from jobsvc import metrics, telemetry, vital
 from jobsvc.broker.publisher import Publisher
 from jobsvc.broker.topology import Broker, BrokerUnavailable
 from jobsvc.core.model import Change, Dispatch, Effects
@@ -67,7 +67,7 @@ class Outbox:
         self._relay_due = self._redispatch_due = 0.0
         self._short_of: set[str] = set()  # queues, as of the last look
         self._log = telemetry.get_logger("outbox")
-        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._thread = vital.thread("outbox", self._run)
         metrics.BROKER_UP.set_function(lambda: self._publisher.connected)
 
     def start(self) -> None:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, assert_never
 
-from jobsvc import metrics, telemetry, tracing
+from jobsvc import metrics, telemetry, tracing, vital
 from jobsvc.core.model import (
     AttemptFailed,
     Claimed,
@@ -152,8 +152,8 @@ class Attempts:
         self._log = telemetry.get_logger("worker")
         metrics.RUNNING.set_function(lambda: len(self._running))
         self._threads = [
-            threading.Thread(target=self._claim_forever, name="claim", daemon=True),
-            threading.Thread(target=self._record_forever, name="record", daemon=True),
+            vital.thread("claim", self._claim_forever),
+            vital.thread("record", self._record_forever),
         ]
 
     def start(

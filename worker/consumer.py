@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import kombu
 
-from jobsvc import telemetry
+from jobsvc import telemetry, vital
 from jobsvc.broker.publisher import Publisher
 from jobsvc.broker.topology import (
     CONTROL,
@@ -103,7 +103,7 @@ class Consumer:
         os.set_blocking(self._wake_in, False)
         os.set_blocking(self._wake_out, False)
         self._log = telemetry.get_logger("consumer")
-        self._thread = threading.Thread(target=self._run, name="consumer", daemon=True)
+        self._thread = vital.thread("consumer", self._run)
 
     def start(self) -> None:
         self._thread.start()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from jobsvc import telemetry
+from jobsvc import telemetry, vital
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.store import registry, transitions
 from jobsvc.store.database import Database, Transaction
@@ -69,8 +69,8 @@ class LeaseThread:
         self._stopping = threading.Event()
         self._log = telemetry.get_logger("lease")
         self._threads = [
-            threading.Thread(target=self._renew_forever, name="lease", daemon=True),
-            threading.Thread(target=self._fence_forever, name="fence", daemon=True),
+            vital.thread("lease", self._renew_forever),
+            vital.thread("fence", self._fence_forever),
         ]
 
     def start(self) -> None:

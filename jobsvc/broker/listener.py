@@ -14,7 +14,7 @@ from typing import Any
 
 import kombu
 
-from jobsvc import telemetry
+from jobsvc import telemetry, vital
 from jobsvc.broker.topology import HEARTBEAT_SECONDS, HINT, Broker, abandon, broker_errors
 from jobsvc.core.model import Change
 
@@ -29,7 +29,7 @@ class HintListener:
         self._on_changes = on_changes
         self._stopping = threading.Event()
         self._log = telemetry.get_logger("hints")
-        self._thread = threading.Thread(target=self._run, name="hints", daemon=True)
+        self._thread = vital.thread("hints", self._run)
 
     def start(self) -> None:
         self._thread.start()

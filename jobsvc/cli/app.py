@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 import typer
 
@@ -251,7 +252,11 @@ def token(
 def healthcheck(
     address: Address = None,
     url: Annotated[
-        str | None, typer.Option(help="Ask /livez at this URL instead: a worker has no gRPC.")
+        str | None,
+        typer.Option(
+            help="Ask /livez at this URL instead, or what it names: a worker has no gRPC, and at "
+            "/readyz says whether it consumes."
+        ),
     ] = None,
     tls_ca: TlsCa = None,
     client_cert: ClientCert = None,
@@ -471,7 +476,7 @@ def _ask_http(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter("not an http:// or https:// URL", param_hint="--url")
     try:
-        probe = url.rstrip("/") + "/livez"
+        probe = url if urlsplit(url).path.strip("/") else url.rstrip("/") + "/livez"
         with urllib.request.urlopen(probe, timeout=HEALTH_SECONDS_MAX):  # noqa: S310 - seen to be http
             return "SERVING"
     except urllib.error.HTTPError as error:

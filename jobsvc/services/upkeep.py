@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobsvc import metrics, telemetry
+from jobsvc import metrics, telemetry, vital
 from jobsvc.core.model import Effects
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
@@ -89,7 +89,7 @@ class Loop:
         self._outbox = outbox
         self._stopping = threading.Event()
         self._log = telemetry.get_logger("upkeep")
-        self._thread = threading.Thread(target=self._run, name=task.name, daemon=True)
+        self._thread = vital.thread(task.name, self._run)
 
     def start(self) -> None:
         self._thread.start()

@@ -15,13 +15,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final
 
+from jobsvc import vital
 from worker import wire
 from worker.outcome import (
     WORKER_LOST,
@@ -223,7 +223,7 @@ class ProcessPool(Pool):
             if not name.startswith(_SECRETS)
         }
         self._cancel_grace_seconds = cancel_grace_seconds
-        self._thread = threading.Thread(target=self._main, name="pool", daemon=True)
+        self._thread = vital.thread("pool", self._main)
         self._started: Future[list[JobTypeInfo]] = Future()
         self._selector = selectors.DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
