@@ -61,7 +61,7 @@ HEALTHCHECK NONE
 FROM runtime AS worker
 EXPOSE 9464
 # Ready means that it consumes: a worker whose broker is away runs, but is not healthy.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["jobsvc", "healthcheck", "--url", "http://127.0.0.1:9464/readyz"]
 CMD ["worker"]
 
@@ -69,6 +69,6 @@ FROM runtime AS server
 # The service itself refuses this address without TLS, unless told that the network is private.
 ENV JOBSVC_LISTEN=0.0.0.0:50051
 EXPOSE 50051 9464
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["jobsvc", "healthcheck"]
 CMD ["server"]

@@ -141,7 +141,9 @@ def probe() -> Iterator[str]:
 def test_health_by_url(run: Run, probe: str) -> None:
     assert run("healthcheck", "--url", probe).code == 0
     assert run("healthcheck", "--url", probe + "/").code == 0
-    assert run("healthcheck", "--url", probe + "/wrong").code == 1
+    assert run("healthcheck", "--url", probe + "/livez").code == 0
+    ended = run("healthcheck", "--url", probe + "/readyz")
+    assert (ended.code, ended.err) == (1, "503 Service Unavailable\n")
     assert run("healthcheck", "--url", "http://127.0.0.1:1").code == 1
     assert run("healthcheck", "--url", "file:///etc").code == 2
     assert run("healthcheck", "--url", probe, "--address", "127.0.0.1:1").code == 2
