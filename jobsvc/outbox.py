@@ -177,7 +177,7 @@ class Outbox:
     def _publish(self, dispatches: Sequence[Dispatch]) -> None:
         self._publisher.publish(dispatches)
         ids = [dispatch.outbox_id for dispatch in dispatches]
-        self._database.write(lambda tx: dispatching.published(tx, ids))
+        self._database.execute(dispatching.published(ids))
 
     def _tick(self, relay_interval: float) -> None:
         now = time.monotonic()
@@ -238,5 +238,5 @@ def relay_once(database: Database, publisher: Publisher, limit: int) -> int:
     owed = database.write(lambda tx: dispatching.take_owed(tx, limit))
     if owed:
         publisher.publish(owed)
-        database.write(lambda tx: dispatching.published(tx, [d.outbox_id for d in owed]))
+        database.execute(dispatching.published([d.outbox_id for d in owed]))
     return len(owed)

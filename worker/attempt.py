@@ -67,6 +67,7 @@ LOOK_SECONDS = START_WITHIN_SECONDS / 4
 # Longer than this an attempt keeps its message: the lease protects it, and the broker gives up on
 # consumers that acknowledge nothing for long (30 min by default).
 DETACH_SECONDS = 600.0
+GATHER_SECONDS = 0.004
 DATABASE_BACKOFF_SECONDS = 0.2, 5.0
 # The database has been away for this long: no use in holding messages.
 LET_GO_SECONDS = 30.0
@@ -467,6 +468,10 @@ class Attempts:
                     self._recordable.wait()
                 if not self._records:
                     return
+                crowded = len(self._running) - len(self._records.endings) > self._pool.slots
+            if crowded:  # more will end within a moment, and share a commit
+                time.sleep(GATHER_SECONDS)
+            with self._lock:
                 reports, endings = self._take_records()
             if reports:
                 self._record_reports(reports)

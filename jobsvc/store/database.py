@@ -142,6 +142,14 @@ class Database:
                 raise DatabaseUnavailable from error
         raise AssertionError("the last attempt returns or raises")
 
+    def execute(self, statement: sa.Executable) -> None:
+        """One statement that may run twice, in a transaction of its own: on PostgreSQL one round
+        trip, and no clock. Raises DatabaseUnavailable."""
+        if self.sqlite:
+            self.write(lambda tx: tx.execute(statement))
+        else:
+            self.read(lambda connection: connection.execute(statement))
+
     @property
     def connections_in_use(self) -> int:
         pool = self.engine.pool

@@ -101,7 +101,7 @@ def test_the_relay_takes_what_its_writer_did_not_publish(house: House) -> None:
     assert house.take_owed() == []  # it has some time to publish it
     house.wait(dispatching.TAKEN_SECONDS + 0.1)
     assert house.take_owed() == [announced]
-    house.write(lambda tx: dispatching.published(tx, [announced.outbox_id]))
+    house.database.execute(dispatching.published([announced.outbox_id]))
     house.wait(dispatching.TAKEN_SECONDS + 0.1)
     assert house.take_owed() == []
     assert house.owed(job_id) == []
