@@ -32,9 +32,11 @@ RUN groupadd --system --gid 10001 jobsvc && \
     useradd --system --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent \
         --shell /usr/sbin/nologin jobsvc
 COPY --from=dependencies /opt/jobsvc /opt/jobsvc
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    pip --disable-pip-version-check --python /opt/jobsvc/bin/python \
-        install --no-cache-dir --no-deps --no-index /wheels/*.whl
+# Copied, not mounted: not every builder notices that what it mounts has changed.
+COPY --from=wheel /wheels /tmp/wheels
+RUN pip --disable-pip-version-check --python /opt/jobsvc/bin/python \
+        install --no-cache-dir --no-deps --no-index /tmp/wheels/*.whl && \
+    rm -r /tmp/wheels
 # The root file system may be read-only: the bytecode was compiled above, and /tmp is all it needs.
 ENV PATH=/opt/jobsvc/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /
