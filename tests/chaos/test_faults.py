@@ -245,5 +245,5 @@ def test_terminated_server(service: Service, begin: Begin) -> None:
     assert victim.wait() == 0
     storm.calm()
     # A stream that comes when all has been said finds nobody listening.
-    assert set(storm.watchers.interruptions) <= {"DRAINING", "UNAVAILABLE"}
+    assert set(storm.watchers.interruptions) <= {"DRAINING", "UNAVAILABLE", "CANCELLED"}
     assert storm.watchers.interruptions["DRAINING"] > 0

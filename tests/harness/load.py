@@ -22,7 +22,12 @@ from tests.harness.wait import until
 
 CALL_SECONDS = 10.0
 PAUSE_SECONDS = 0.05
-_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+# CANCELLED: by grpc itself, of what reaches a server in the moment in which it stops.
+_AGAIN = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
 
 QUICK_RETRY = RetryPolicy(backoff_multiplier=1.0)
 QUICK_RETRY.initial_backoff.FromMilliseconds(50)

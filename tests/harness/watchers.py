@@ -142,7 +142,8 @@ class Watchers:
                 return
             except grpc.aio.AioRpcError as error:
                 why = call_failed(error)
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                # Without a reason CANCELLED comes from grpc, of what reaches a server as it stops.
+                if why.code != "UNAVAILABLE" and (why.code != "CANCELLED" or why.reason):
                     self.broken.append(f"{recording.job_id}: {why}")
                     return
                 recording.interruptions.append(why.reason or why.code)

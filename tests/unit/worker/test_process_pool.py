@@ -106,6 +106,8 @@ def test_the_child_is_on_its_own(
 ) -> None:
     for name in ("DATABASE_URL", "DATABASE_URL_FILE", "BROKER_URL", "TOKENS", "TOKENS_FILE"):
         monkeypatch.setenv(f"JOBSVC_{name}", "secret")
+    for name in [name for name in os.environ if name.startswith("JOBSVC_TEST_")]:
+        monkeypatch.delenv(name)  # where the tests' own services are
     monkeypatch.setenv("JOBSVC_SMTP_URL", "smtp://localhost")
     seen = result(run(make(), recorder, make_task("t.process")))
     assert seen["pid"] == seen["group"] == seen["session"] != os.getpid()
