@@ -13,7 +13,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -210,7 +210,9 @@ def update_many(
         statement = _update_one(table, tuple(guard), columns)
         bound = [{f"b_{key}": value for key, value in row.items()} for row in rows]
         return tx.execute(statement, bound).rowcount
-    varying, parameters = _parameters(rows, "id")
+    # A guard that the planner can read would lead it to an index over all rows in that state.
+    guards = (f"was_{column}" for column in guard)
+    varying, parameters = _parameters(rows, {"id", *guards})
     return tx.execute(_update_unnest(table, tuple(guard), columns, varying), parameters).rowcount
 
 
@@ -231,20 +233,22 @@ def insert_many(
             return ()
         return tx.execute(statement.returning(*returning), rows).all()
     columns = tuple(rows[0])
-    varying, parameters = _parameters(rows, columns[0])
+    varying, parameters = _parameters(rows, {columns[0]})
     result = tx.execute(_insert_unnest(table, columns, varying, tuple(returning)), parameters)
     return result.all() if returning else ()
 
 
-def _parameters(rows: Sequence[dict[str, Any]], key: str) -> tuple[frozenset[str], dict[str, Any]]:
-    """Which columns differ between the rows (`key` always counts), and what to bind: an array for
-    each of those, for the others the one value that all rows have. Most have, and quoting is what
-    costs most."""
+def _parameters(
+    rows: Sequence[dict[str, Any]], always: Collection[str]
+) -> tuple[frozenset[str], dict[str, Any]]:
+    """Which columns differ between the rows (those of `always` count as such), and what to bind:
+    an array for each of those, for the others the one value that all rows have. Most have, and
+    quoting is what costs most."""
     first = rows[0]
     varying = frozenset(
         column
         for column, value in first.items()
-        if column == key or any(row[column] != value for row in rows)
+        if column in always or any(row[column] != value for row in rows)
     )
     bound = {f"b_{c}": [row[c] for row in rows] if c in varying else first[c] for c in first}
     return varying, bound

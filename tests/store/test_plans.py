@@ -175,3 +175,18 @@ def test_without_its_index_it_would_be_noticed(full: House, name: str) -> None:
     index, work = WORK[name]
 
     assert shortcomings(plans(full, work, f"DROP INDEX {index}"), index) != []
+
+
+def test_a_claim_reads_its_own_jobs_even_where_nothing_is_known_of_the_table(full: House) -> None:
+    """A guard in sight of the planner once made it read all QUEUED jobs for each job of a claim."""
+    ids = [str(uuid.UUID(int=(2 << 32) + n)) for n in range(1, 51)]
+    found = plans(
+        full,
+        lambda tx: transitions.claim(tx, ids, frozenset({"demo"}), "w1", new_token(), 30.0),
+        "UPDATE jobs SET queued_time = now() WHERE state = 'QUEUED'",
+        "DELETE FROM pg_statistic WHERE starelid = 'jobs'::regclass",
+        "UPDATE pg_class SET reltuples = -1 WHERE oid = 'jobs'::regclass",
+    )
+    updates = [plan for plan in found if plan.startswith("Update on jobs")]
+    assert len(updates) == 1
+    assert "ix_jobs" not in updates[0], updates[0]
