@@ -30,6 +30,8 @@ REDISPATCH_BATCH = 1000
 # What is handed over beyond this is left to the relay, so that a broker that is away costs no
 # memory.
 BACKLOG_MAX = 10_000
+CROWD = 4
+GATHER_SECONDS = 0.005
 KEEP_ALIVE_SECONDS = 1.0
 BACKOFF_SECONDS = 0.2, 5.0
 
@@ -64,6 +66,7 @@ class Outbox:
         self._controls: deque[Mapping[str, object]] = deque()
         self._work = threading.Condition()
         self._stopping = False
+        self._last_size = 0
         self._relay_due = self._redispatch_due = 0.0
         self._short_of: set[str] = set()  # queues, as of the last look
         self._log = telemetry.get_logger("outbox")
@@ -147,6 +150,8 @@ class Outbox:
                 left = min(ticks) - time.monotonic()
                 if left <= 0 or not self._work.wait(left):
                     break
+        if self._last_size >= CROWD and not self._stopping:
+            time.sleep(GATHER_SECONDS)  # more are on their way, and one confirmation does for all
 
     def _has_work(self) -> bool:
         return bool(self._dispatches or self._changes or self._controls)
@@ -172,6 +177,7 @@ class Outbox:
             controls = list(self._controls)
             self._changes.clear()
             self._controls.clear()
+        self._last_size = len(dispatches)
         return dispatches, changes, controls
 
     def _publish(self, dispatches: Sequence[Dispatch]) -> None:

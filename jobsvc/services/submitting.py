@@ -27,6 +27,9 @@ from jobsvc.store.submission import Submitted
 
 GROUP_MAX = 256
 GROUP_BYTES_MAX = 8 * 1024 * 1024
+CROWD = 4
+QUIET_SECONDS = 0.002
+GATHER_SECONDS_MAX = 0.025
 # Beyond this many waiting requests the database is not keeping up, and waiting longer helps nobody.
 WAITING_MAX = 10_000
 
@@ -57,6 +60,7 @@ class GroupCommit:
         self._outbox = outbox
         self._waiting: deque[_Waiting] = deque()
         self._writer: asyncio.Task[None] | None = None
+        self._last_size = 0
 
     async def submit(self, job: NewJob, registry: Registry) -> Submitted:
         """Answers when the job is durable. Raises RegistryChanged when the job was checked against
@@ -92,7 +96,7 @@ class GroupCommit:
 
     async def _write(self) -> None:
         try:
-            while group := self._next_group():
+            while group := await self._gathered():
                 jobs = [w.job for w in group]
                 try:
                     results = await self._threads.run(self._store, jobs, group[0].registry)
@@ -104,6 +108,21 @@ class GroupCommit:
                     _answer(group, results)
         finally:
             self._writer = None
+
+    async def _gathered(self) -> list[_Waiting]:
+        """The next group. After one of some size more are on their way, and a transaction costs
+        nearly the same for many as for one: so it waits while they keep coming in. A lone caller
+        is never kept waiting."""
+        if self._last_size >= CROWD:
+            loop = asyncio.get_running_loop()
+            latest = loop.time() + GATHER_SECONDS_MAX
+            before = -1
+            while before < len(self._waiting) < GROUP_MAX and loop.time() < latest:
+                before = len(self._waiting)
+                await asyncio.sleep(QUIET_SECONDS)
+        group = self._next_group()
+        self._last_size = len(group)
+        return group
 
     def _next_group(self) -> list[_Waiting]:
         group: list[_Waiting] = []
