@@ -23,23 +23,19 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, assert_never
+from typing import Any, TypeVar
 
 from jobsvc import metrics, telemetry, tracing, vital
 from jobsvc.core.model import (
     AttemptFailed,
     Claimed,
     Ending,
-    Input,
     Interrupted,
     JobError,
     Log,
     Output,
     Progress,
     Report,
-    Snoozed,
-    Stopped,
-    Succeeded,
 )
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
@@ -50,6 +46,7 @@ from worker import outcome as ran
 from worker.consumer import Consumer, Delivery
 from worker.lease import Leased
 from worker.pool import Pool
+from worker.translation import to_ending, to_report, to_task
 
 T = TypeVar("T")
 
@@ -233,7 +230,7 @@ class Attempts:
             attempt = self._running.get(task.token)
             if attempt is None or attempt.lost:
                 return
-            entry = _to_report(report)
+            entry = to_report(report)
             # The store holds the budget; this only keeps a handler that floods us from our memory.
             match entry:
                 case Log(_, message):
@@ -259,7 +256,7 @@ class Attempts:
                 type(outcome).__name__.lower(),
                 failed=isinstance(outcome, ran.Failed | ran.WorkerLost),
             )
-        self._end(task.token, _to_ending(outcome))
+        self._end(task.token, to_ending(outcome))
 
     def _end(self, key: str, ending: Ending) -> None:
         with self._lock:
@@ -377,7 +374,7 @@ class Attempts:
             kind = metrics.kind(attempt.claimed.job_type, attempt.claimed.queue)
             metrics.WAIT.labels(*kind).observe(attempt.claimed.waited)
             self._log.info("job started", **self._ids(attempt.claimed))
-            self._pool.submit(_to_task(attempt))
+            self._pool.submit(to_task(attempt.claimed, attempt.key))
         self._outbox.tell(result.effects)
         for job_id, delivery in batch.items():
             if job_id not in claimed:
@@ -571,52 +568,3 @@ class Attempts:
             "worker_id": self._worker_id,
             "trace_id": claimed.trace_id,
         }
-
-
-def _to_task(attempt: Attempt) -> ran.Task:
-    claimed = attempt.claimed
-    return ran.Task(
-        token=attempt.key,
-        job_id=claimed.job_id,
-        job_type=claimed.job_type,
-        attempt=claimed.attempt,
-        payload=claimed.input.data,
-        content_type=claimed.input.content_type,
-        idempotency_token=claimed.job_id,
-        timeout_seconds=claimed.timeout,
-        trace_id=claimed.trace_id,
-    )
-
-
-def _to_report(report: ran.Report) -> Report:
-    match report:
-        case ran.ProgressReport(current, total, message):
-            return Progress(current, total or 0.0, message)
-        case ran.LogReport(level, message):
-            return Log(level, message)
-        case ran.OutputReport(text, data):
-            return Output(text, data)
-        case _:
-            assert_never(report)
-
-
-def _to_ending(outcome: ran.Outcome) -> Ending:
-    match outcome:
-        case ran.Succeeded(result, content_type):
-            return Succeeded(Input(result, content_type))
-        case ran.Failed(error, retry_after):
-            return AttemptFailed(_to_error(error), retry_after)
-        case ran.WorkerLost(error):
-            return AttemptFailed(_to_error(error), crashed=True)
-        case ran.Snoozed(after):
-            return Snoozed(after)
-        case ran.Cancelled():
-            return Stopped()
-        case ran.Interrupted():
-            return Interrupted()
-        case _:
-            assert_never(outcome)
-
-
-def _to_error(error: ran.ErrorInfo) -> JobError:
-    return JobError(error.type, error.message, error.traceback, error.retryable)
