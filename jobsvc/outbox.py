@@ -71,7 +71,7 @@ class Outbox:
         self._short_of: set[str] = set()  # queues, as of the last look
         self._log = telemetry.get_logger("outbox")
         self._thread = vital.thread("outbox", self._run)
-        metrics.BROKER_UP.set_function(lambda: self._publisher.connected)
+        metrics.BROKER_UP.set_function(lambda: self.broker_reachable)
 
     def start(self) -> None:
         self._thread.start()

@@ -148,7 +148,7 @@ class Attempts:
         self._claimed_at = self._looked_at = 0.0
         self._claiming = self._recording = True
         self._log = telemetry.get_logger("worker")
-        metrics.RUNNING.set_function(lambda: len(self._running))
+        metrics.RUNNING.set_function(lambda: self.running_count)
         self._threads = [
             vital.thread("claim", self._claim_forever),
             vital.thread("record", self._record_forever),

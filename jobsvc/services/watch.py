@@ -102,7 +102,7 @@ class WatchHub:
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
         self._log = telemetry.get_logger("watch")
-        metrics.WATCHERS.set_function(lambda: self._count)
+        metrics.WATCHERS.set_function(lambda: self.watcher_count)
 
     @property
     def watcher_count(self) -> int:
