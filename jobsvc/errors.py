@@ -9,9 +9,14 @@ class to its gRPC status.
     ├── JobUnknown
     ├── JobStateForbids           the job's state does not allow what was asked
     ├── IdempotencyKeyReused      same key, another request
+    ├── UniqueConflict            another job holds the unique key, and is not to be touched
+    ├── ScheduleUnknown
+    ├── ScheduleExists
+    ├── EtagMismatch              the schedule has changed since it was read
     ├── RegistryChanged           checked against job types that are out of date (never leaves
     │                             services/: the check is made again)
     ├── SequenceOutOfRange        a resume point beyond the job's history
+    ├── ResumeTokenExpired        older than an hour, or of a database since restored
     ├── WatcherTooSlow
     ├── LimitReached              come back later
     ├── Unavailable               come back, perhaps to another server
@@ -96,8 +101,37 @@ class IdempotencyKeyReused(JobsvcError):
         self.index = index
 
 
+class UniqueConflict(JobsvcError):
+    """`index`: as in IdempotencyKeyReused."""
+
+    def __init__(self, job_id: str, index: int | None = None) -> None:
+        place = "" if index is None else f"requests[{index}]: "
+        super().__init__(f"{place}the unique key is held by job {job_id}, which has not ended")
+        self.job_id = job_id
+        self.index = index
+
+
 class RegistryChanged(JobsvcError):
     pass
+
+
+class ScheduleUnknown(JobsvcError):
+    def __init__(self, schedule_id: str) -> None:
+        super().__init__(f"no schedule {schedule_id}")
+        self.schedule_id = schedule_id
+
+
+class ScheduleExists(JobsvcError):
+    def __init__(self, schedule_id: str) -> None:
+        super().__init__(f"there is a schedule {schedule_id} already; update it instead")
+        self.schedule_id = schedule_id
+
+
+class EtagMismatch(JobsvcError):
+    def __init__(self, schedule_id: str) -> None:
+        super().__init__(
+            f"schedule {schedule_id} has changed since its etag was read; read it again"
+        )
 
 
 class SequenceOutOfRange(JobsvcError):
@@ -108,6 +142,11 @@ class SequenceOutOfRange(JobsvcError):
         )
         self.oldest = oldest
         self.last = last
+
+
+class ResumeTokenExpired(JobsvcError):
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why}; watch anew without a resume_token, and list what was missed")
 
 
 class WatcherTooSlow(JobsvcError):

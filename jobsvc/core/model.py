@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 
 from jobsvc.core.states import EventType, JobState
 
@@ -37,6 +38,36 @@ class RetryPolicy:
     jitter: float = 0.2
 
 
+class UniqueScope(StrEnum):
+    """How long a job holds its unique key: while it waits, or until it has ended."""
+
+    WAITING = "WAITING"
+    ACTIVE = "ACTIVE"
+
+
+class OnConflict(StrEnum):
+    """What a submit does about a job that holds its unique key."""
+
+    RETURN_EXISTING = "RETURN_EXISTING"
+    REJECT = "REJECT"
+    REPLACE = "REPLACE"
+
+
+@dataclass(frozen=True, slots=True)
+class Unique:
+    key: str
+    scope: UniqueScope = UniqueScope.ACTIVE
+    on_conflict: OnConflict = OnConflict.RETURN_EXISTING
+
+
+@dataclass(frozen=True, slots=True)
+class Concurrency:
+    """It starts only while fewer than `max_running` jobs of that key run, whatever their type."""
+
+    key: str
+    max_running: int
+
+
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """A checked request to submit. What the caller left out is None and is filled in on submit."""
@@ -55,6 +86,8 @@ class NewJob:
     timeout: float | None = None
     idempotency_key: str | None = None
     request_hash: bytes = b""
+    unique: Unique | None = None
+    concurrency: Concurrency | None = None
     retention: float | None = None
     labels: dict[str, str] = field(default_factory=dict)
     actor: str = "anonymous"
@@ -119,6 +152,8 @@ class Job:
     input: Input | None = None
     labels: dict[str, str] = field(default_factory=dict)
     idempotency_key: str | None = None
+    unique: Unique | None = None
+    concurrency: Concurrency | None = None
     schedule_time: datetime | None = None
     start_time: datetime | None = None
     finish_time: datetime | None = None
@@ -155,6 +190,23 @@ class JobOutcome:
     state: JobState
     result: Input | None = None
     error: JobError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """All that are set must match; of those with several values any. `labels`: all pairs.
+    `_after` is inclusive, `_before` exclusive."""
+
+    states: frozenset[JobState] = frozenset()
+    job_types: frozenset[str] = frozenset()
+    queue: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    error_types: frozenset[str] = frozenset()
+    idempotency_key: str = ""
+    create_time_after: datetime | None = None
+    create_time_before: datetime | None = None
+    finish_time_after: datetime | None = None
+    finish_time_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

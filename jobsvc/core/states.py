@@ -19,8 +19,12 @@ RUNNING (stays)                       CANCEL_REQUESTED            the server, on
 RUNNING (stays)                       PROGRESS, LOG, OUTPUT       the worker, as the handler tells
 waiting -> CANCELLED                  CANCELLED                   the server, on CancelJob
 waiting -> FAILED                     FAILED (EXPIRED)            the promoter, past expire_time
+waiting (stays)                       UPDATED                     the server, on UpdateJob
+waiting -> QUEUED | SCHEDULED         UPDATED                     the same, with a schedule_time
+FAILED | CANCELLED -> QUEUED          RETRIED                     the server, on RetryJob
 ====================================  ==========================  ===============================
 
+RETRIED begins another run: a fresh budget of attempts, and another end. Sequence and attempt go on.
 Once its cancel was requested, a running job never waits again: what would take it back to waiting
 ends it CANCELLED in the same transaction.
 """
@@ -47,6 +51,8 @@ class JobState(StrEnum):
 
 WAITING_STATES = (JobState.SCHEDULED, JobState.QUEUED, JobState.RETRYING)
 TERMINAL_STATES = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+# Of these RetryJob makes a QUEUED job again.
+RETRYABLE_STATES = (JobState.FAILED, JobState.CANCELLED)
 
 
 class EventType(StrEnum):
@@ -60,6 +66,8 @@ class EventType(StrEnum):
     ATTEMPT_INTERRUPTED = "ATTEMPT_INTERRUPTED"
     SNOOZED = "SNOOZED"
     CANCEL_REQUESTED = "CANCEL_REQUESTED"
+    UPDATED = "UPDATED"
+    RETRIED = "RETRIED"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
@@ -94,6 +102,10 @@ ARROWS: frozenset[tuple[JobState | None, EventType, JobState]] = frozenset(
         (JobState.RUNNING, EventType.CANCELLED, JobState.CANCELLED),
         *((s, EventType.CANCELLED, JobState.CANCELLED) for s in WAITING_STATES),
         *((s, EventType.FAILED, JobState.FAILED) for s in WAITING_STATES),
+        *((s, EventType.UPDATED, s) for s in WAITING_STATES),
+        *((s, EventType.UPDATED, JobState.QUEUED) for s in WAITING_STATES),
+        *((s, EventType.UPDATED, JobState.SCHEDULED) for s in WAITING_STATES),
+        *((s, EventType.RETRIED, JobState.QUEUED) for s in RETRYABLE_STATES),
     }
 )
 

@@ -34,6 +34,11 @@ TABLE: dict[type, tuple[StatusCode, str]] = {
     errors.JobUnknown: (StatusCode.NOT_FOUND, "JOB_UNKNOWN"),
     errors.JobStateForbids: (StatusCode.FAILED_PRECONDITION, "JOB_STATE"),
     errors.IdempotencyKeyReused: (StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED"),
+    errors.UniqueConflict: (StatusCode.ALREADY_EXISTS, "UNIQUE_CONFLICT"),
+    errors.ScheduleUnknown: (StatusCode.NOT_FOUND, "SCHEDULE_UNKNOWN"),
+    errors.ScheduleExists: (StatusCode.ALREADY_EXISTS, "SCHEDULE_EXISTS"),
+    errors.EtagMismatch: (StatusCode.ABORTED, "ETAG_MISMATCH"),
+    errors.ResumeTokenExpired: (StatusCode.OUT_OF_RANGE, "RESUME_TOKEN_EXPIRED"),
     errors.SequenceOutOfRange: (StatusCode.OUT_OF_RANGE, "SEQUENCE_OUT_OF_RANGE"),
     errors.WatcherTooSlow: (StatusCode.ABORTED, "WATCHER_TOO_SLOW"),
     errors.LimitReached: (StatusCode.RESOURCE_EXHAUSTED, "LIMIT_REACHED"),
@@ -101,9 +106,11 @@ def _metadata(error: BaseException) -> dict[str, str]:
     match error:
         case errors.JobStateForbids():
             return {"job_id": error.job_id, "state": f"JOB_STATE_{error.state}"}
-        case errors.IdempotencyKeyReused(index=None):
+        case errors.IdempotencyKeyReused(index=None) | errors.UniqueConflict(index=None):
             return {"job_id": error.job_id}
-        case errors.IdempotencyKeyReused():
+        case errors.ScheduleExists():
+            return {"schedule_id": error.schedule_id}
+        case errors.IdempotencyKeyReused() | errors.UniqueConflict():
             return {"job_id": error.job_id, "index": str(error.index)}
         case errors.SequenceOutOfRange():
             return {"oldest_sequence": str(error.oldest), "last_sequence": str(error.last)}
@@ -118,6 +125,12 @@ def _details(error: BaseException) -> Iterator[Message]:
             yield error_details_pb2.ResourceInfo(
                 resource_type="jobsvc.v1.Job",
                 resource_name=error.job_id,
+                description=_message(error),
+            )
+        case errors.ScheduleUnknown():
+            yield error_details_pb2.ResourceInfo(
+                resource_type="jobsvc.v1.Schedule",
+                resource_name=error.schedule_id,
                 description=_message(error),
             )
         case errors.LimitReached() | errors.Unavailable():

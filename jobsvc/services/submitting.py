@@ -85,7 +85,7 @@ class GroupCommit:
             return [a for a in answers if isinstance(a, Submitted)], effects
 
         try:
-            submitted, effects = await self._threads.write(store)
+            submitted, effects = await self._threads.write(store, numbered=True)
         except CommitUnknown:
             stored = await self._threads.run(_stored, self._database, jobs)
             if len(stored) < len(jobs):
@@ -145,7 +145,7 @@ class GroupCommit:
             return submission.submit(tx, jobs, registry.types)
 
         try:
-            answers, effects = self._database.write(store)
+            answers, effects = self._database.write(store, numbered=True)
         except CommitUnknown as error:
             stored = _stored(self._database, jobs)
             return [stored.get(job.job_id, error) for job in jobs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from jobsvc import metrics
@@ -22,8 +23,8 @@ class AsyncDatabase:
         self._calls = 0  # that run or wait; only the event loop's thread counts
         metrics.DATABASE_WAITING.set_function(lambda: max(self._calls - threads, 0))
 
-    async def write(self, body: Callable[[Transaction], T]) -> T:
-        return await self.run(self._database.write, body)
+    async def write(self, body: Callable[[Transaction], T], *, numbered: bool = False) -> T:
+        return await self.run(partial(self._database.write, numbered=numbered), body)
 
     async def read(self, body: Callable[[Connection], T]) -> T:
         return await self.run(self._database.read, body)

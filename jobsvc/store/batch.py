@@ -9,7 +9,7 @@ their order the order of commits.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from jobsvc.core.model import RETENTION_SECONDS, Change, Dispatch, Effects, JobError, Report, Step
 from jobsvc.core.states import EventType, JobState
-from jobsvc.store.database import Transaction, insert_many, update_many
+from jobsvc.store.database import NUMBER, Transaction, insert_many, update_many
 from jobsvc.store.rows import JOB_COLUMNS, error_to_json, event_detail
 from jobsvc.store.tables import job_events, jobs, outbox
 
@@ -27,6 +27,7 @@ PUBLISH_GRACE = timedelta(seconds=2)
 LOCK_COLUMNS = (
     *JOB_COLUMNS,
     *(jobs.c.failures, jobs.c.crashes, jobs.c.retention, jobs.c.lease_token, jobs.c.held),
+    *(jobs.c.held_for, jobs.c.last_x),
     *(
         jobs.c.log_bytes,
         jobs.c.output_bytes,
@@ -57,22 +58,30 @@ class LockedJob:
 
 def lock(tx: Transaction, ids: Iterable[str], *extra: sa.Column[Any]) -> dict[str, LockedJob]:
     """Locks the jobs of `ids` that exist, waiting for whoever holds them."""
-    rows = tx.execute(
-        sa.select(*LOCK_COLUMNS, *extra)
-        .where(jobs.c.id.in_(sorted(ids)))
-        .order_by(jobs.c.id)
-        .with_for_update()
-    )
-    return {row["id"]: LockedJob(row) for row in rows.mappings()}
+    statement = sa.select(*_columns(tx), *extra).where(jobs.c.id.in_(sorted(ids)))
+    rows = tx.execute(statement.order_by(jobs.c.id).with_for_update())
+    return {job.id: job for job in _locked(tx, rows)}
 
 
 def lock_next(
     tx: Transaction, limit: int, order: sa.ColumnElement[Any], *where: sa.ColumnElement[bool]
 ) -> list[LockedJob]:
     """Locks up to `limit` jobs that match, passing over those that somebody else holds."""
-    statement = sa.select(*LOCK_COLUMNS).where(*where).order_by(order).limit(limit)
-    rows = tx.execute(statement.with_for_update(skip_locked=True))
-    return [LockedJob(row) for row in rows.mappings()]
+    statement = sa.select(*_columns(tx)).where(*where).order_by(order).limit(limit)
+    return _locked(tx, tx.execute(statement.with_for_update(skip_locked=True)))
+
+
+def _columns(tx: Transaction) -> Sequence[sa.ColumnElement[Any]]:
+    """What whoever locks a job will want to know; its transaction's number comes along."""
+    sqlite = tx.connection.dialect.name == "sqlite"
+    return LOCK_COLUMNS if sqlite else (*LOCK_COLUMNS, NUMBER)
+
+
+def _locked(tx: Transaction, rows: sa.CursorResult[Any]) -> list[LockedJob]:
+    found = [LockedJob(row) for row in rows.mappings()]
+    if found and tx.number is None:
+        tx.number = vars(found[0]).get("number")
+    return found
 
 
 class Batch:
@@ -103,9 +112,13 @@ class Batch:
         **columns: Any,
     ) -> None:
         """One arrow: the event, and every column that follows from it."""
-        values: dict[str, Any] = {"state": state, "last_sequence": job.last_sequence + 1}
+        values: dict[str, Any] = {
+            "state": state,
+            "last_sequence": job.last_sequence + 1,
+            "last_x": max(job.last_x, self.tx.x),
+        }
         if error is not None:
-            values["error"] = error_to_json(error)
+            values |= {"error": error_to_json(error), "error_type": error.type}
         if state is not JobState.RUNNING:
             values |= {"lease_token": None, "lease_expire_time": None}
         if state is not JobState.RETRYING:
@@ -114,7 +127,7 @@ class Batch:
             retention = job.retention or RETENTION_SECONDS[state]
             values["finish_time"] = self.tx.now
             values["purge_time"] = self.tx.now + timedelta(seconds=retention)
-            values["held"] = False
+            values |= {"held": False, "held_for": None}
         self.set(job, **(values | columns))
         self.record(job, event, error=error, report=report, actor=actor)
         if state is JobState.QUEUED:
@@ -142,6 +155,7 @@ class Batch:
                 "event_time": self.tx.now,
                 "attempt": job.attempt,
                 "worker_id": job.worker_id if job.attempt else None,
+                "x": job.last_x,
                 "detail": event_detail(
                     error=error,
                     report=report,
@@ -155,7 +169,7 @@ class Batch:
 
     def dispatch(self, job: LockedJob, grace: timedelta = PUBLISH_GRACE) -> None:
         """Owes the broker a message for a QUEUED job."""
-        self.set(job, held=False, dispatch_time=self.tx.now)
+        self.set(job, held=False, held_for=None, dispatch_time=self.tx.now)
         self._owe(job, "job", "", grace)
 
     def dispatch_new(self, job: Any) -> None:

@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from jobsvc.errors import DatabaseUnavailable
-from jobsvc.store.tables import JobId, UtcTime
+from jobsvc.store.tables import JobId, UtcTime, service
 from jobsvc.store.waiting import limit_waiting
 
 T = TypeVar("T")
@@ -47,6 +47,10 @@ _OUT_OF_REACH = {"25006", "53100", "53200", "53300", "57P01", "57P02", "57P03", 
 _DISPOSE = {"25006", "57P01", "57P02", "57P03"}
 
 
+# The number of the transaction that asks (which gives it one), or NULL where there is none to ask.
+NUMBER = sa.literal_column("pg_current_xact_id()::text::bigint", sa.BigInteger).label("number")
+
+
 class CommitUnknown(DatabaseUnavailable):
     """The connection was lost while COMMIT was under way: it may or may not have happened.
 
@@ -57,11 +61,32 @@ class CommitUnknown(DatabaseUnavailable):
 @dataclass(slots=True)
 class Transaction:
     """A write transaction under way. `now` is the database's clock at its start: all times that
-    are stored or compared come from it, never from the caller's machine."""
+    are stored or compared come from it, never from the caller's machine. `limited`: some queue is
+    paused or has a limit."""
 
     connection: sa.Connection
     now: datetime
     registry_revision: int
+    limited: bool = False
+    x_base: int = 0
+    number: int | None = None
+
+    @property
+    def x(self) -> int:
+        """Where this transaction's events stand in one order of all events.
+
+        On PostgreSQL it grows with the transaction's number, so that what has committed below
+        the oldest number that is still under way is complete. A job's later event never stands
+        before an earlier one: it takes the greater of this and `jobs.last_x`. On SQLite, which
+        has one writer, it is a count.
+        """
+        if self.number is None:
+            if self.connection.dialect.name == "sqlite":
+                self.number = 1
+                self.execute(sa.update(service).values(x_base=service.c.x_base + 1))
+            else:
+                self.number = self.execute(sa.select(NUMBER)).scalar_one()
+        return self.x_base + self.number
 
     def execute(self, statement: sa.Executable, parameters: Any = None) -> sa.CursorResult[Any]:
         return self.connection.execute(statement, parameters)
@@ -103,8 +128,9 @@ class Database:
             else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         )
 
-    def write(self, body: Callable[[Transaction], T]) -> T:
-        """Runs `body` in one transaction and commits it.
+    def write(self, body: Callable[[Transaction], T], *, numbered: bool = False) -> T:
+        """Runs `body` in one transaction and commits it. `numbered`: it will want `Transaction.x`
+        and locks no jobs before, so that the number is fetched together with the clock.
 
         `body` may run more than once: again after a deadlock, or on a new connection when the old
         one turns out to be dead before COMMIT was sent. Raises DatabaseUnavailable, and
@@ -113,7 +139,7 @@ class Database:
         reconnected = False
         for attempt in range(CONFLICT_RETRIES + 1):
             try:
-                return self._write_once(body)
+                return self._write_once(body, numbered)
             except DBAPIError as error:
                 state = _sqlstate(error)
                 if state in _CONFLICTS and attempt < CONFLICT_RETRIES:
@@ -158,11 +184,11 @@ class Database:
     def close(self) -> None:
         self.engine.dispose()
 
-    def _write_once(self, body: Callable[[Transaction], T]) -> T:
+    def _write_once(self, body: Callable[[Transaction], T], numbered: bool) -> T:
         with self._writer, self.engine.connect() as connection:
             connection.execution_options(jobsvc_write=True)
-            now, revision = connection.execute(_CLOCK_SQLITE if self.sqlite else _CLOCK).one()
-            result = body(Transaction(connection, now, revision))
+            clock = _CLOCK_SQLITE if self.sqlite else _CLOCK_NUMBERED if numbered else _CLOCK
+            result = body(Transaction(connection, *connection.execute(clock).one()))
             with self._commit_errors():
                 connection.commit()
             return result
@@ -307,12 +333,10 @@ def _given(types: dict[str, sa.types.TypeEngine[Any]], varying: frozenset[str]) 
     }
 
 
-_CLOCK = sa.text(
-    "SELECT clock_timestamp() AS now, (SELECT registry_revision FROM service) AS revision"
-).columns(now=UtcTime, revision=sa.BigInteger)
-_CLOCK_SQLITE = sa.text(
-    "SELECT jobsvc_now() AS now, (SELECT registry_revision FROM service) AS revision"
-).columns(now=UtcTime, revision=sa.BigInteger)
+_FACTS = service.c.registry_revision, service.c.limited, service.c.x_base
+_CLOCK = sa.select(sa.func.clock_timestamp(type_=UtcTime).label("now"), *_FACTS)
+_CLOCK_NUMBERED = sa.select(*_CLOCK.selected_columns, NUMBER)
+_CLOCK_SQLITE = sa.select(sa.func.jobsvc_now(type_=UtcTime).label("now"), *_FACTS)
 
 
 def clock(connection: sa.Connection) -> datetime:

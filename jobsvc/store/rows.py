@@ -9,15 +9,19 @@ from typing import Any
 import sqlalchemy as sa
 
 from jobsvc.core.model import (
+    Concurrency,
     Input,
     Job,
     JobError,
     JobEvent,
     Log,
+    OnConflict,
     Output,
     Progress,
     Report,
     RetryPolicy,
+    Unique,
+    UniqueScope,
 )
 from jobsvc.core.states import EventType, JobState
 from jobsvc.store.tables import job_events, jobs
@@ -25,9 +29,9 @@ from jobsvc.store.tables import job_events, jobs
 # All that a Job shows; the payload (up to 1 MiB) only where it was asked for.
 _HIDDEN = {
     *("payload", "payload_content_type", "result", "result_content_type"),
-    *("lease_token", "lease_expire_time", "held", "log_bytes", "output_bytes"),
+    *("lease_token", "lease_expire_time", "held", "held_for", "log_bytes", "output_bytes"),
     *("span_id", "queued_time", "dispatch_time", "dispatch_count"),
-    *("failures", "crashes", "retention"),
+    *("failures", "crashes", "retention", "error_type", "last_x"),
 }
 JOB_COLUMNS = tuple(c for c in jobs.c if c.name not in _HIDDEN)
 JOB_COLUMNS_WITH_PAYLOAD = (*JOB_COLUMNS, jobs.c.payload, jobs.c.payload_content_type)
@@ -51,6 +55,8 @@ def job_from_row(row: Any, *, payload: bool = False) -> Job:
         input=Input(row.payload, row.payload_content_type) if payload else None,
         labels=row.labels,
         idempotency_key=row.idempotency_key,
+        unique=unique_from_row(row),
+        concurrency=concurrency_from_row(row),
         schedule_time=row.schedule_time,
         start_time=row.start_time,
         finish_time=row.finish_time,
@@ -63,6 +69,18 @@ def job_from_row(row: Any, *, payload: bool = False) -> Job:
         cancel_requested=row.cancel_reason is not None,
         trace_id=row.trace_id,
     )
+
+
+def unique_from_row(row: Any) -> Unique | None:
+    if row.unique_key is None:
+        return None
+    return Unique(row.unique_key, UniqueScope(row.unique_scope), OnConflict(row.unique_on_conflict))
+
+
+def concurrency_from_row(row: Any) -> Concurrency | None:
+    if row.concurrency_key is None:
+        return None
+    return Concurrency(row.concurrency_key, row.concurrency_max)
 
 
 def policy_from_row(row: Any) -> RetryPolicy:

@@ -17,7 +17,7 @@ from jobsvc.store.batch import Batch, LockedJob
 from jobsvc.store.database import Transaction, insert_many, insert_or_ignore
 from jobsvc.store.queries import get_jobs
 from jobsvc.store.rows import job_from_row
-from jobsvc.store.tables import idempotency_keys, jobs
+from jobsvc.store.tables import idempotency_keys, job_labels, jobs
 from jobsvc.store.transitions import expire_one
 
 DEFAULT_QUEUE = "default"
@@ -49,11 +49,20 @@ def submit(
     answers, twins = _answer_known_keys(tx, requests)
     batch = Batch(tx)
     rows = [
-        new_row(tx.now, request, types.get(request.job_type))
+        new_row(tx.now, tx.x, request, types.get(request.job_type))
         for request in requests
         if request.job_id not in answers and request.job_id not in twins
     ]
     insert_many(tx, jobs, rows)
+    insert_many(
+        tx,
+        job_labels,
+        [
+            {"key": key, "value": value, "job_id": row["id"]}
+            for row in rows
+            for key, value in row["labels"].items()
+        ],
+    )
     actors = {request.job_id: request.actor for request in requests}
     for row in rows:
         job: Any = SimpleNamespace(**_UNSET, **row)
@@ -71,8 +80,9 @@ def submit(
     return [answers[request.job_id] for request in requests], batch.write()
 
 
-def new_row(now: datetime, request: NewJob, job_type: JobTypeInfo | None) -> dict[str, Any]:
+def new_row(now: datetime, x: int, request: NewJob, job_type: JobTypeInfo | None) -> dict[str, Any]:
     """The row of a new job, with the defaults of its type and of the service filled in."""
+    unique, concurrency = request.unique, request.concurrency
     known = job_type or JobTypeInfo(request.job_type)
     due = request.schedule_time or now
     if request.delay is not None:
@@ -98,12 +108,18 @@ def new_row(now: datetime, request: NewJob, job_type: JobTypeInfo | None) -> dic
         "timeout": request.timeout or known.timeout or DEFAULT_TIMEOUT_SECONDS,
         "retention": request.retention,
         "idempotency_key": request.idempotency_key,
+        "unique_key": unique and unique.key,
+        "unique_scope": unique and unique.scope,
+        "unique_on_conflict": unique and unique.on_conflict,
+        "concurrency_key": concurrency and concurrency.key,
+        "concurrency_max": concurrency and concurrency.max_running,
         "trace_id": request.trace_id,
         "span_id": request.span_id,
         "create_time": now,
         "schedule_time": due if waits else now,
         "expire_time": expire_time,
         "last_sequence": 1,
+        "last_x": x,
         "queued_time": None if waits else now,
         "dispatch_time": None if waits else now,
     }
@@ -111,7 +127,7 @@ def new_row(now: datetime, request: NewJob, job_type: JobTypeInfo | None) -> dic
 
 def preview(now: datetime, request: NewJob, job_type: JobTypeInfo | None) -> Job:
     """The job that `submit` would store, under no id."""
-    row = new_row(now, request, job_type)
+    row = new_row(now, 0, request, job_type)
     return job_from_row(SimpleNamespace(**_UNSET, **(row | {"id": "", "last_sequence": 0})))
 
 

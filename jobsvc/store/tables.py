@@ -61,7 +61,12 @@ def _any_of(column: str, values: tuple[str, ...]) -> str:
     return f"{column} IN ({', '.join(repr(str(v)) for v in values)})"
 
 
+def _where(condition: str) -> dict[str, Any]:
+    return {"postgresql_where": sa.text(condition), "sqlite_where": sa.text(condition)}
+
+
 _waiting = _any_of("state", WAITING_STATES)
+_active = _any_of("state", (*WAITING_STATES, JobState.RUNNING))
 _ended = _any_of("state", TERMINAL_STATES)
 
 jobs = sa.Table(
@@ -87,6 +92,11 @@ jobs = sa.Table(
     sa.Column("timeout", Seconds, nullable=False),
     sa.Column("retention", Seconds),
     sa.Column("idempotency_key", sa.Text),
+    sa.Column("unique_key", sa.Text),
+    sa.Column("unique_scope", sa.Text),
+    sa.Column("unique_on_conflict", sa.Text),
+    sa.Column("concurrency_key", sa.Text),
+    sa.Column("concurrency_max", sa.Integer),
     # Of the call that submitted it, for a worker's span to link to.
     sa.Column("trace_id", sa.Text, nullable=False),
     sa.Column("span_id", sa.Text, nullable=False),
@@ -99,6 +109,7 @@ jobs = sa.Table(
     sa.Column("purge_time", UtcTime),
     sa.Column("progress", Json),
     sa.Column("error", Json),
+    sa.Column("error_type", sa.Text),  # of `error`, to find jobs by
     sa.Column("result", sa.LargeBinary),
     sa.Column("result_content_type", sa.Text),
     sa.Column("worker_id", sa.Text),
@@ -108,9 +119,13 @@ jobs = sa.Table(
     sa.Column("lease_expire_time", UtcTime),
     # Not NULL once the cancel of a running job was requested; it stays, however the job ends.
     sa.Column("cancel_reason", sa.Text),
-    # Waits for room (a worker that has its type); redispatch leaves it alone.
+    # QUEUED, and waits for room with no message owed; redispatch leaves it alone.
     sa.Column("held", sa.Boolean, nullable=False, server_default=sa.false()),
+    # What it was refused for: TYPE (no worker has its type), PAUSED, QUEUE, RATE or KEY.
+    sa.Column("held_for", sa.Text),
     sa.Column("last_sequence", sa.BigInteger, nullable=False),
+    # The place of its last event in the order of all events (job_events.x).
+    sa.Column("last_x", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("log_bytes", sa.Integer, nullable=False, server_default="0"),
     sa.Column("output_bytes", sa.Integer, nullable=False, server_default="0"),
     # Since when it is, or was, QUEUED.
@@ -126,54 +141,78 @@ jobs = sa.Table(
     sa.Index(
         "ix_jobs_scheduled",
         "schedule_time",
-        postgresql_where=sa.text("state = 'SCHEDULED'"),
-        sqlite_where=sa.text("state = 'SCHEDULED'"),
+        **_where("state = 'SCHEDULED'"),
     ),
     sa.Index(
         "ix_jobs_retrying",
         "next_attempt_time",
-        postgresql_where=sa.text("state = 'RETRYING'"),
-        sqlite_where=sa.text("state = 'RETRYING'"),
+        **_where("state = 'RETRYING'"),
     ),
     # Redispatch: what was owed to the broker long ago and has not started.
     sa.Index(
         "ix_jobs_queued",
         "queue",
         "dispatch_time",
-        postgresql_where=sa.text("state = 'QUEUED'"),
-        sqlite_where=sa.text("state = 'QUEUED'"),
+        **_where("state = 'QUEUED'"),
     ),
-    # Hold and release by type.
+    # Release: the best of those that wait for room in a queue, or for a key.
+    sa.Index("ix_jobs_held", "queue", sa.text("priority DESC"), "id", **_where("held")),
     sa.Index(
-        "ix_jobs_held",
-        "queue",
+        "ix_jobs_held_key",
+        "concurrency_key",
+        sa.text("priority DESC"),
+        "id",
+        **_where("held_for = 'KEY'"),
+    ),
+    # How many jobs of a concurrency key run.
+    sa.Index(
+        "ix_jobs_running_key",
+        "concurrency_key",
+        **_where("concurrency_key IS NOT NULL AND state = 'RUNNING'"),
+    ),
+    # Who holds a unique key.
+    sa.Index(
+        "ix_jobs_unique",
         "job_type",
-        postgresql_where=sa.text("held"),
-        sqlite_where=sa.text("held"),
+        "unique_key",
+        **_where(f"unique_key IS NOT NULL AND {_active}"),
     ),
     # Reaper: whose lease ran out.
     sa.Index(
         "ix_jobs_leased",
         "lease_expire_time",
-        postgresql_where=sa.text("state = 'RUNNING'"),
-        sqlite_where=sa.text("state = 'RUNNING'"),
+        **_where("state = 'RUNNING'"),
     ),
     # Expiration of what still waits.
     sa.Index(
         "ix_jobs_expiring",
         "expire_time",
-        postgresql_where=sa.text(f"expire_time IS NOT NULL AND {_waiting}"),
-        sqlite_where=sa.text(f"expire_time IS NOT NULL AND {_waiting}"),
+        **_where(f"expire_time IS NOT NULL AND {_waiting}"),
     ),
     # Purge.
     sa.Index(
         "ix_jobs_purge",
         "purge_time",
-        postgresql_where=sa.text("purge_time IS NOT NULL"),
-        sqlite_where=sa.text("purge_time IS NOT NULL"),
+        **_where("purge_time IS NOT NULL"),
     ),
+    # Lists, newest first: ids are in the order of their making.
+    sa.Index("ix_jobs_list_state", "state", "id"),
+    sa.Index("ix_jobs_list_job_type", "job_type", "id"),
+    sa.Index("ix_jobs_list_queue", "queue", "id"),
+    sa.Index("ix_jobs_list_error_type", "error_type", "id", **_where("error_type IS NOT NULL")),
+    sa.Index("ix_jobs_finish_time", "finish_time", **_where("finish_time IS NOT NULL")),
     # Room on each page for the updates of a job's life, so that most of them stay on it.
     postgresql_with={"fillfactor": "80"},
+)
+
+# The labels of jobs once more, to find jobs by.
+job_labels = sa.Table(
+    "job_labels",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, primary_key=True),
+    sa.Column("job_id", JobId, primary_key=True),
+    sa.Index("ix_job_labels_job_id", "job_id"),
 )
 
 # No foreign key to jobs: an event is only ever written under its job's row lock, and the purge
@@ -188,9 +227,13 @@ job_events = sa.Table(
     sa.Column("event_time", UtcTime, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("worker_id", sa.Text),
+    # With job_id and sequence the place in one order of all events: Transaction.x says which.
+    sa.Column("x", sa.BigInteger, nullable=False, server_default="0"),
     # What only some types carry: error, progress, log, output, next_attempt_time, actor.
     sa.Column("detail", sa.JSON(none_as_null=True)),
     sa.CheckConstraint(_any_of("state", tuple(JobState)), name="state"),
+    # WatchJobs. Of one transaction there are few, so that x alone is narrow enough.
+    sa.Index("ix_job_events_x", "x"),
 )
 
 # Messages owed to the broker. A row is written with the change that owes it and deleted once the
@@ -249,6 +292,9 @@ workers = sa.Table(
     sa.Column("prefetch", sa.Integer, nullable=False),
     sa.Column("start_time", UtcTime, nullable=False),
     sa.Column("heartbeat_time", UtcTime, nullable=False),
+    # As of its last heartbeat: when it last claimed a job, and by queue how many messages it holds.
+    sa.Column("claim_time", UtcTime),
+    sa.Column("unacknowledged", Json, nullable=False, server_default="{}"),
 )
 
 queues = sa.Table(
@@ -257,6 +303,41 @@ queues = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     # Which queue of the broker carries it: jobs.q.NAME, from 2 on jobs.q.NAME@GENERATION.
     sa.Column("generation", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("paused", sa.Boolean, nullable=False, server_default=sa.false()),
+    # NULL = no limit.
+    sa.Column("max_running", sa.Integer),
+    sa.Column("rate_max_starts", sa.Integer),
+    sa.Column("rate_period", Seconds),
+    sa.CheckConstraint("(rate_max_starts IS NULL) = (rate_period IS NULL)", name="rate"),
+)
+
+# Starts in queues with a rate limit, gathered by the moment at which they count no more.
+queue_starts = sa.Table(
+    "queue_starts",
+    metadata,
+    sa.Column("queue", sa.Text, primary_key=True),
+    sa.Column("until", UtcTime, primary_key=True),
+    sa.Column("starts", sa.Integer, nullable=False),
+)
+
+schedules = sa.Table(
+    "schedules",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("cron", sa.Text, nullable=False),
+    sa.Column("time_zone", sa.Text, nullable=False),
+    sa.Column("request", sa.LargeBinary, nullable=False),  # a SubmitJobRequest in wire form
+    sa.Column("paused", sa.Boolean, nullable=False),
+    sa.Column("missed_ticks", sa.Text, nullable=False),
+    sa.Column("overlap", sa.Text, nullable=False),
+    sa.Column("next_time", UtcTime, nullable=False),
+    sa.Column("last_time", UtcTime),
+    sa.Column("last_job_id", JobId),
+    sa.Column("revision", sa.BigInteger, nullable=False),  # the etag
+    sa.CheckConstraint(_any_of("missed_ticks", ("SKIP", "RUN_ONCE")), name="missed_ticks"),
+    sa.CheckConstraint(_any_of("overlap", ("ALLOW", "SKIP")), name="overlap"),
+    # The tick: what is due.
+    sa.Index("ix_schedules_next_time", "next_time", **_where("NOT paused")),
 )
 
 # One row: facts about this database as a whole.
@@ -269,5 +350,13 @@ service = sa.Table(
     sa.Column("oldest_release", sa.Text, nullable=False),
     # Grows with every change of what workers announce; servers compare it on each submit.
     sa.Column("registry_revision", sa.BigInteger, nullable=False),
+    # Whether some queue is paused or has a limit; while none has, nobody looks.
+    sa.Column("limited", sa.Boolean, nullable=False, server_default=sa.false()),
+    # Signs page and resume tokens.
+    sa.Column("secret", sa.LargeBinary, nullable=False, server_default=sa.text("''")),
+    # What is added to a transaction's number to make an x (Transaction.x).
+    sa.Column("x_base", sa.BigInteger, nullable=False, server_default="0"),
+    # Which cluster and database this was when the incarnation began; '' on SQLite.
+    sa.Column("home", sa.Text, nullable=False, server_default=sa.text("''")),
     sa.CheckConstraint("id = 1", name="one_row"),
 )

@@ -100,6 +100,7 @@ def claim(
                 lease_expire_time=tx.now + timedelta(seconds=lease_seconds),
                 progress=None,
                 held=False,
+                held_for=None,
             )
             claimed.append(_claimed(job, token, waited))
     _pass_on(batch, others)
@@ -130,7 +131,7 @@ def _pass_on(batch: Batch, others: list[LockedJob]) -> None:
         if (job.queue, job.job_type) in live:
             batch.dispatch(job, OTHER_TYPE_DELAY)
         else:
-            batch.set(job, held=True)
+            batch.set(job, held=True, held_for="TYPE")
 
 
 def finish(

@@ -63,7 +63,7 @@ EVENT = "UPDATE job_events SET {} WHERE job_id = JOB AND sequence = {}"
 DROP = "DELETE FROM job_events WHERE job_id = JOB AND sequence = {}"
 ADD = (
     "INSERT INTO job_events SELECT job_id, sequence + 1, '{}', '{}', event_time, attempt,"
-    " worker_id, detail FROM job_events WHERE job_id = JOB ORDER BY sequence DESC LIMIT 1"
+    " worker_id, detail, x FROM job_events WHERE job_id = JOB ORDER BY sequence DESC LIMIT 1"
 )
 
 

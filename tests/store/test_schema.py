@@ -55,6 +55,7 @@ def test_the_migrations_make_what_tables_py_says(migrated: Database) -> None:
             opts={
                 "compare_type": True,
                 "compare_server_default": _compare_default if migrated.sqlite else True,
+                "include_object": _no_descending_index if migrated.sqlite else None,
             },
         )
         assert compare_metadata(context, metadata) == []
@@ -80,6 +81,11 @@ def _compare_default(
 ) -> bool | None:
     """None leaves it to alembic, which misses the Identity of what is one on SQLite anyway."""
     return False if column.identity else None
+
+
+def _no_descending_index(_object: object, name: str | None, *_: object) -> bool:
+    """On SQLite nothing reflects the direction of an index's column."""
+    return name not in ("ix_jobs_held", "ix_jobs_held_key")
 
 
 def _words(condition: object) -> list[str]:

@@ -51,7 +51,7 @@ class Disturbed(Database):
         self.lose = ""
         self.away = False
 
-    def write(self, body: Callable[[Transaction], T]) -> T:
+    def write(self, body: Callable[[Transaction], T], *, numbered: bool = False) -> T:
         self.held.set()
         assert self.open.wait(SECONDS_MAX)
         if self.away:
@@ -59,7 +59,7 @@ class Disturbed(Database):
         lose, self.lose = self.lose, ""
         if lose == "before":
             raise CommitUnknown
-        answer = super().write(body)
+        answer = super().write(body, numbered=numbered)
         self.commits += 1
         if lose:
             raise CommitUnknown

@@ -37,11 +37,11 @@ class Shaky(Database):
         self.tries = 0
         self.writes = 0
 
-    def write(self, body: Callable[[Transaction], T]) -> T:
+    def write(self, body: Callable[[Transaction], T], *, numbered: bool = False) -> T:
         self.tries += 1
         if self.away:
             raise DatabaseUnavailable
-        answer = super().write(body)
+        answer = super().write(body, numbered=numbered)
         self.writes += 1
         return answer
 
