@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -57,6 +58,19 @@ def require(database: Database) -> None:
             f"the database's schema is older than this release ({len(lacking)} migrations are "
             "missing); run: jobsvc migrate"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which database this is: a restored one begins another incarnation. `secret` signs tokens."""
+
+    incarnation: str
+    secret: bytes
+
+
+def identity(connection: sa.Connection) -> Identity:
+    row = connection.execute(sa.select(service.c.incarnation, service.c.secret)).one()
+    return Identity(row.incarnation, row.secret)
 
 
 def ping(connection: sa.Connection) -> None:

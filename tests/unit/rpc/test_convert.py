@@ -15,6 +15,7 @@ from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 from generated.jobsvc.v1 import job_pb2
 from generated.jobsvc.v1 import job_service_pb2 as pb
 from jobsvc.core.model import (
+    Concurrency,
     Input,
     Job,
     JobError,
@@ -22,10 +23,13 @@ from jobsvc.core.model import (
     JobOutcome,
     Log,
     NewJob,
+    OnConflict,
     Output,
     Progress,
     Report,
     RetryPolicy,
+    Unique,
+    UniqueScope,
 )
 from jobsvc.core.states import EventType, JobState
 from jobsvc.rpc import convert
@@ -55,7 +59,9 @@ def test_every_field_of_a_request_arrives() -> None:
         "queue: 'q' priority: 3 schedule_time { seconds: 1 nanos: 2999 } ttl { nanos: 500000000 }"
         " max_attempts: 4 retry_policy { initial_backoff { seconds: 2 } backoff_multiplier: 3"
         " max_backoff { seconds: 4 } jitter: 0.5 } timeout { seconds: 6 } retention { seconds: 7 }"
-        " labels { key: 'a' value: 'b' } payload_blob { content_type: 'c/d' data: 'e' }"
+        " labels { key: 'a' value: 'b' } concurrency { key: 'c' max_running: 8 }"
+        " unique { key: 'u' scope: UNIQUE_SCOPE_WAITING on_conflict: UNIQUE_CONFLICT_REJECT }"
+        " payload_blob { content_type: 'c/d' data: 'e' }"
     )
     assert job == NewJob(
         job_id=job.job_id,
@@ -68,11 +74,14 @@ def test_every_field_of_a_request_arrives() -> None:
         max_attempts=4,
         retry_policy=RetryPolicy(2, 3, 4, 0.5),
         timeout=6,
+        unique=Unique("u", UniqueScope.WAITING, OnConflict.REJECT),
+        concurrency=Concurrency("c", 8),
         retention=7,
         labels={"a": "b"},
         actor="alice",
         trace_id=TRACE_ID,
     )
+    assert new_job("unique { key: 'u' }").unique == Unique("u")
     other = new_job("delay {} expire_time { seconds: -1 }")
     assert other.delay == 0.0
     assert other.expire_time == datetime(1969, 12, 31, 23, 59, 59, 0, UTC)
@@ -170,6 +179,8 @@ JOB = Job(
     last_sequence=5,
     labels={"a": "b"},
     idempotency_key="k",
+    unique=Unique("u", UniqueScope.WAITING, OnConflict.REPLACE),
+    concurrency=Concurrency("c", 8),
     schedule_time=TIME + timedelta(seconds=1),
     start_time=TIME + timedelta(seconds=2),
     finish_time=TIME + timedelta(seconds=3),
@@ -211,6 +222,12 @@ def test_every_field_of_a_job_is_told() -> None:
         },
         "timeout": "4s",
         "idempotency_key": "k",
+        "unique": {
+            "key": "u",
+            "scope": "UNIQUE_SCOPE_WAITING",
+            "on_conflict": "UNIQUE_CONFLICT_REPLACE",
+        },
+        "concurrency": {"key": "c", "max_running": 8},
         "create_time": "2026-11-24T23:12:16.278084Z",
         "schedule_time": "2026-11-24T23:12:17.278084Z",
         "start_time": "2026-11-24T23:12:18.278084Z",
@@ -230,7 +247,7 @@ def test_every_field_of_a_job_is_told() -> None:
 def test_the_model_has_no_field_that_the_message_lacks() -> None:
     model = {each.name for each in fields(Job)} - {"input"}
     message = set(job_pb2.Job.DESCRIPTOR.fields_by_name)
-    lacking = {"payload", "payload_blob", "unique", "concurrency"}
+    lacking = {"payload", "payload_blob"}
     assert model == message - lacking
 
 

@@ -48,6 +48,24 @@ TOLD = [
         *({"job_id": JOB_ID, "index": "0"}, []),
     ),
     (
+        errors.UniqueConflict(JOB_ID),
+        *(StatusCode.ALREADY_EXISTS, "UNIQUE_CONFLICT", {"job_id": JOB_ID}, []),
+    ),
+    (
+        errors.UniqueConflict(JOB_ID, 2),
+        *(StatusCode.ALREADY_EXISTS, "UNIQUE_CONFLICT", {"job_id": JOB_ID, "index": "2"}, []),
+    ),
+    (
+        errors.ScheduleUnknown("daily"),
+        *(StatusCode.NOT_FOUND, "SCHEDULE_UNKNOWN", {}, ["ResourceInfo"]),
+    ),
+    (
+        errors.ScheduleExists("daily"),
+        *(StatusCode.ALREADY_EXISTS, "SCHEDULE_EXISTS", {"schedule_id": "daily"}, []),
+    ),
+    (errors.EtagMismatch("daily"), StatusCode.ABORTED, "ETAG_MISMATCH", {}, []),
+    (errors.ResumeTokenExpired("old"), StatusCode.OUT_OF_RANGE, "RESUME_TOKEN_EXPIRED", {}, []),
+    (
         errors.SequenceOutOfRange(9, 1, 3),
         *(StatusCode.OUT_OF_RANGE, "SEQUENCE_OUT_OF_RANGE"),
         *({"oldest_sequence": "1", "last_sequence": "3"}, []),

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from generated.jobsvc.v1 import job_service_pb2 as pb
 from jobsvc.core.model import JobTypeInfo
-from jobsvc.errors import FeatureUnimplemented, InvalidRequest, Violation
+from jobsvc.errors import InvalidRequest, Violation
 from jobsvc.rpc import validate
+from jobsvc.rpc.validate import jobs as job_rules
+from jobsvc.rpc.validate import payload as payload_rules
 
 NOW = 1_800_000_000_250_000_000
 DAYS_366 = 366 * 86_400
@@ -74,6 +76,10 @@ ALLOWED = [
     "payload_blob {}",
     "payload_blob { content_type: 'image/png' data: '\\000\\377' }",
     "validate_only: true",
+    f"unique {{ key: '{'k' * 255}' }}",
+    "unique { key: 'k' scope: UNIQUE_SCOPE_WAITING on_conflict: UNIQUE_CONFLICT_REPLACE }",
+    f"concurrency {{ key: '{'k' * 255}' max_running: 1 }}",
+    "concurrency { key: 'k' max_running: 10000 }",
 ]
 
 
@@ -83,6 +89,14 @@ def test_what_is_allowed(text: str) -> None:
 
 
 REFUSED = [
+    ("unique {}", "unique.key"),
+    (f"unique {{ key: '{'k' * 256}' }}", "unique.key"),
+    ("unique { key: 'a\\n' }", "unique.key"),
+    ("unique { key: 'k' scope: 9 }", "unique.scope"),
+    ("unique { key: 'k' on_conflict: 9 }", "unique.on_conflict"),
+    ("concurrency { max_running: 1 }", "concurrency.key"),
+    ("concurrency { key: 'k' }", "concurrency.max_running"),
+    ("concurrency { key: 'k' max_running: 10001 }", "concurrency.max_running"),
     ("job_type: ''", "job_type"),
     ("job_type: 'A'", "job_type"),
     ("job_type: '1a'", "job_type"),
@@ -178,14 +192,6 @@ def test_every_violation_is_told_at_once() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("text", "feature"), [("unique {}", "unique"), ("concurrency {}", "concurrency")]
-)
-def test_what_this_release_lacks_is_not_ignored(text: str, feature: str) -> None:
-    with pytest.raises(FeatureUnimplemented, match=rf"^request\.{feature} is not available"):
-        validate.run_job(pb.RunJobRequest(request=request(text)), {}, NOW)
-
-
 # Payloads.
 
 
@@ -234,9 +240,9 @@ def test_a_payload_has_a_mebibyte(size: int) -> None:
 def test_violations_are_bounded() -> None:
     made = request()
     made.payload.fields["a"].list_value.values.extend([Value()] * 1_000)
-    assert len(submit(made)) == validate.PAYLOAD_VIOLATIONS_MAX
+    assert len(submit(made)) == payload_rules.PAYLOAD_VIOLATIONS_MAX
     many = pb.SubmitJobsRequest(requests=[made] * 1_000)
-    assert len(validate.submit_jobs(many, {}, NOW)) == validate.VIOLATIONS_MAX
+    assert len(validate.submit_jobs(many, {}, NOW)) == job_rules.VIOLATIONS_MAX
 
 
 def test_paths_are_bounded() -> None:
@@ -246,7 +252,7 @@ def test_paths_are_bounded() -> None:
         value = value.struct_value.fields["k" * 60]
     (path,) = submit(made)
     assert path.startswith(f"payload.{'k' * 60}.{'k' * 60}")
-    assert len(path) < validate.PATH_CHARACTERS_MAX + 100
+    assert len(path) < payload_rules.PATH_CHARACTERS_MAX + 100
 
 
 # Schemas.
@@ -342,7 +348,7 @@ json_values = st.recursive(
 def test_a_schema_sees_the_json_that_was_sent(value: dict[str, Any]) -> None:
     struct = Struct()
     struct.update(value)
-    assert {key: validate._python(each) for key, each in struct.fields.items()} == value
+    assert {key: payload_rules._python(each) for key, each in struct.fields.items()} == value
 
 
 # The other requests.

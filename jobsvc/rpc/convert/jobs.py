@@ -1,4 +1,4 @@
-"""Protobuf messages to the model and back.
+"""JobService's messages to the model and back.
 
 Requests must have passed jobsvc.rpc.validate. A Job in an answer carries its payload only where
 `job_with_payload` made it.
@@ -8,34 +8,36 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from datetime import UTC, datetime, timedelta
-from typing import overload
+from datetime import datetime
 
 import uuid_utils
-from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from generated.jobsvc.v1 import job_pb2, job_service_pb2
 from jobsvc.core.model import (
+    Concurrency,
     Input,
     Job,
     JobError,
     JobEvent,
+    JobFilter,
     JobOutcome,
     Log,
     NewJob,
+    OnConflict,
     Output,
     Progress,
     Report,
     RetryPolicy,
+    Unique,
+    UniqueScope,
 )
 from jobsvc.core.states import EventType, JobState
+from jobsvc.rpc.convert.values import duration, seconds, timestamp, to_datetime
 from jobsvc.services.jobs import Submitted
 from jobsvc.services.watch import Heartbeat
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-NANOSECONDS = 1_000_000_000
 PAGE_SIZE = 50
 PAGE_SIZE_MAX = 1_000
 PAGE_BYTES_MAX = 3 * 1024 * 1024
@@ -43,6 +45,9 @@ HEARTBEAT_SECONDS = 15.0
 
 STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state}") for state in JobState}
 EVENT_TYPES = {kind: job_pb2.JobEventType.Value(f"JOB_EVENT_TYPE_{kind}") for kind in EventType}
+STATE_NAMES = {number: state for state, number in STATES.items()}
+UNIQUE_SCOPES = {job_pb2.UniqueScope.Value(f"UNIQUE_SCOPE_{scope}"): scope for scope in UniqueScope}
+ON_CONFLICT = {job_pb2.UniqueConflict.Value(f"UNIQUE_CONFLICT_{way}"): way for way in OnConflict}
 LOG_LEVELS = {
     level: job_pb2.LogLevel.Value(f"LOG_LEVEL_{level}")
     for level in ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -62,18 +67,24 @@ def new_job(
         input=_input(request),
         queue=request.queue or None,
         priority=request.priority,
-        schedule_time=_datetime(request.schedule_time) if when == "schedule_time" else None,
-        delay=_seconds(request.delay) if when == "delay" else None,
-        expire_time=_datetime(request.expire_time) if expiration == "expire_time" else None,
-        ttl=_seconds(request.ttl) if expiration == "ttl" else None,
+        schedule_time=to_datetime(request.schedule_time) if when == "schedule_time" else None,
+        delay=seconds(request.delay) if when == "delay" else None,
+        expire_time=to_datetime(request.expire_time) if expiration == "expire_time" else None,
+        ttl=seconds(request.ttl) if expiration == "ttl" else None,
         max_attempts=request.max_attempts or None,
         retry_policy=(
             _policy(request.retry_policy) if request.HasField("retry_policy") else RetryPolicy()
         ),
-        timeout=_seconds(request.timeout) if request.HasField("timeout") else None,
+        timeout=seconds(request.timeout) if request.HasField("timeout") else None,
         idempotency_key=request.idempotency_key or None,
         request_hash=_request_hash(request) if request.idempotency_key else b"",
-        retention=_seconds(request.retention) if request.HasField("retention") else None,
+        unique=_unique(request.unique) if request.HasField("unique") else None,
+        concurrency=(
+            Concurrency(request.concurrency.key, request.concurrency.max_running)
+            if request.HasField("concurrency")
+            else None
+        ),
+        retention=seconds(request.retention) if request.HasField("retention") else None,
         labels=dict(request.labels),
         actor=actor,
         trace_id=trace_id,
@@ -82,14 +93,14 @@ def new_job(
 
 
 def wait_seconds(request: job_service_pb2.GetResultRequest) -> float:
-    return _seconds(request.wait)
+    return seconds(request.wait)
 
 
 def heartbeat_seconds(
     request: job_service_pb2.WatchJobRequest | job_service_pb2.RunJobRequest,
 ) -> float:
     if request.HasField("heartbeat_interval"):
-        return _seconds(request.heartbeat_interval)
+        return seconds(request.heartbeat_interval)
     return HEARTBEAT_SECONDS
 
 
@@ -110,16 +121,43 @@ def _policy(policy: job_pb2.RetryPolicy) -> RetryPolicy:
     default = RetryPolicy()
     initial = default.initial_backoff
     if policy.HasField("initial_backoff"):
-        initial = _seconds(policy.initial_backoff)
+        initial = seconds(policy.initial_backoff)
     longest = max(default.max_backoff, initial)
     if policy.HasField("max_backoff"):
-        longest = _seconds(policy.max_backoff)
+        longest = seconds(policy.max_backoff)
     factor, jitter = default.backoff_multiplier, default.jitter
     if policy.HasField("backoff_multiplier"):
         factor = policy.backoff_multiplier
     if policy.HasField("jitter"):
         jitter = policy.jitter
     return RetryPolicy(initial, factor, longest, jitter)
+
+
+def _unique(unique: job_pb2.Unique) -> Unique:
+    return Unique(
+        unique.key,
+        UNIQUE_SCOPES.get(unique.scope, UniqueScope.ACTIVE),
+        ON_CONFLICT.get(unique.on_conflict, OnConflict.RETURN_EXISTING),
+    )
+
+
+def _moment(message: Message, field: str) -> datetime | None:
+    return to_datetime(getattr(message, field)) if message.HasField(field) else None
+
+
+def job_filter(message: job_pb2.JobFilter) -> JobFilter:
+    return JobFilter(
+        states=frozenset(STATE_NAMES[state] for state in message.states),
+        job_types=frozenset(message.job_types),
+        queue=message.queue,
+        labels=dict(message.labels),
+        error_types=frozenset(message.error_types),
+        idempotency_key=message.idempotency_key,
+        create_time_after=_moment(message, "create_time_after"),
+        create_time_before=_moment(message, "create_time_before"),
+        finish_time_after=_moment(message, "finish_time_after"),
+        finish_time_before=_moment(message, "finish_time_before"),
+    )
 
 
 def _request_hash(request: job_service_pb2.SubmitJobRequest) -> bytes:
@@ -129,15 +167,6 @@ def _request_hash(request: job_service_pb2.SubmitJobRequest) -> bytes:
         request.CopyFrom(sent)
         request.ClearField("validate_only")
     return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
-
-
-def _seconds(span: Duration) -> float:
-    return span.seconds + span.nanos / NANOSECONDS
-
-
-def _datetime(moment: Timestamp) -> datetime:
-    """Cut to the microsecond."""
-    return EPOCH + timedelta(seconds=moment.seconds, microseconds=moment.nanos // 1_000)
 
 
 # Answers.
@@ -161,15 +190,21 @@ def job(job: Job) -> job_pb2.Job:
         attempt=job.attempt,
         max_attempts=job.max_attempts,
         retry_policy=_policy_message(job.retry_policy),
-        timeout=_duration(job.timeout),
+        timeout=duration(job.timeout),
         idempotency_key=job.idempotency_key or "",
-        create_time=_timestamp(job.create_time),
-        schedule_time=_timestamp(job.schedule_time),
-        start_time=_timestamp(job.start_time),
-        finish_time=_timestamp(job.finish_time),
-        next_attempt_time=_timestamp(job.next_attempt_time),
-        expire_time=_timestamp(job.expire_time),
-        purge_time=_timestamp(job.purge_time),
+        unique=_unique_message(job.unique) if job.unique else None,
+        concurrency=(
+            job_pb2.Concurrency(key=job.concurrency.key, max_running=job.concurrency.max_running)
+            if job.concurrency
+            else None
+        ),
+        create_time=timestamp(job.create_time),
+        schedule_time=timestamp(job.schedule_time),
+        start_time=timestamp(job.start_time),
+        finish_time=timestamp(job.finish_time),
+        next_attempt_time=timestamp(job.next_attempt_time),
+        expire_time=timestamp(job.expire_time),
+        purge_time=timestamp(job.purge_time),
         progress=_progress(job.progress) if job.progress else None,
         error=_error(job.error) if job.error else None,
         worker_id=job.worker_id,
@@ -206,12 +241,12 @@ def event(event: JobEvent) -> job_pb2.JobEvent:
         job_id=event.job_id,
         sequence=event.sequence,
         type=EVENT_TYPES[event.type],
-        event_time=_timestamp(event.event_time),
+        event_time=timestamp(event.event_time),
         state=STATES[event.state],
         attempt=event.attempt,
         worker_id=event.worker_id,
         error=_error(event.error) if event.error else None,
-        next_attempt_time=_timestamp(event.next_attempt_time),
+        next_attempt_time=timestamp(event.next_attempt_time),
         actor=event.actor,
     )
     if event.report:
@@ -264,7 +299,7 @@ def run_response(item: JobEvent | Heartbeat | JobOutcome) -> job_service_pb2.Run
 
 
 def _heartbeat(heartbeat: Heartbeat) -> job_pb2.Heartbeat:
-    return job_pb2.Heartbeat(time=_timestamp(heartbeat.time), last_sequence=heartbeat.last_sequence)
+    return job_pb2.Heartbeat(time=timestamp(heartbeat.time), last_sequence=heartbeat.last_sequence)
 
 
 def _error(error: JobError) -> job_pb2.JobError:
@@ -282,35 +317,26 @@ def _progress(progress: Progress) -> job_pb2.Progress:
     )
 
 
+def _unique_message(unique: Unique) -> job_pb2.Unique:
+    return job_pb2.Unique(
+        key=unique.key,
+        scope=job_pb2.UniqueScope.Value(f"UNIQUE_SCOPE_{unique.scope}"),
+        on_conflict=job_pb2.UniqueConflict.Value(f"UNIQUE_CONFLICT_{unique.on_conflict}"),
+    )
+
+
 def _blob(value: Input) -> job_pb2.Blob:
     return job_pb2.Blob(content_type=value.content_type or "", data=value.data)
 
 
-# The two that follow return shared messages, which are copied where they are put.
+# A shared message, which is copied where it is put.
 
 
 @functools.lru_cache(maxsize=256)
 def _policy_message(policy: RetryPolicy) -> job_pb2.RetryPolicy:
     return job_pb2.RetryPolicy(
-        initial_backoff=_duration(policy.initial_backoff),
+        initial_backoff=duration(policy.initial_backoff),
         backoff_multiplier=policy.backoff_multiplier,
-        max_backoff=_duration(policy.max_backoff),
+        max_backoff=duration(policy.max_backoff),
         jitter=policy.jitter,
     )
-
-
-@functools.lru_cache(maxsize=256)
-def _duration(seconds: float) -> Duration:
-    whole, nanos = divmod(round(seconds * NANOSECONDS), NANOSECONDS)
-    return Duration(seconds=whole, nanos=nanos)
-
-
-@overload
-def _timestamp(moment: datetime) -> Timestamp: ...
-@overload
-def _timestamp(moment: None) -> None: ...
-def _timestamp(moment: datetime | None) -> Timestamp | None:
-    if moment is None:
-        return None
-    since = moment - EPOCH
-    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)

@@ -1,0 +1,33 @@
+"""Protobuf messages to the model and back. Requests must have passed jobsvc.rpc.validate."""
+
+from jobsvc.rpc.convert.jobs import (
+    event,
+    events_page,
+    heartbeat_seconds,
+    job,
+    job_filter,
+    job_with_payload,
+    new_job,
+    page_size,
+    result,
+    run_response,
+    submit_response,
+    wait_seconds,
+    watch_response,
+)
+
+__all__ = [
+    "event",
+    "events_page",
+    "heartbeat_seconds",
+    "job",
+    "job_filter",
+    "job_with_payload",
+    "new_job",
+    "page_size",
+    "result",
+    "run_response",
+    "submit_response",
+    "wait_seconds",
+    "watch_response",
+]

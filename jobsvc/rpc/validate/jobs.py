@@ -1,0 +1,165 @@
+"""The rules of JobService's requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from generated.jobsvc.v1 import job_pb2, job_service_pb2
+from jobsvc.core.model import JobTypeInfo, RetryPolicy
+from jobsvc.errors import Violation
+from jobsvc.rpc.validate import fields, payload
+from jobsvc.rpc.validate.fields import DAY, HOUR, SECOND, SPAN_MAX, Violations
+
+Types = Mapping[str, JobTypeInfo]
+
+MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+REQUESTS_MAX = 1_000
+REASON_CHARACTERS_MAX = 1_000
+CONCURRENCY_MAX = 10_000
+# More are of use to nobody, as in a payload.
+VIOLATIONS_MAX = 1_000
+DEFAULT_POLICY = RetryPolicy()
+
+
+def submit_job(
+    request: job_service_pb2.SubmitJobRequest, types: Types, now: int, prefix: str = ""
+) -> Violations:
+    """`now`: nanoseconds since 1970. `prefix`: goes before every path, such as
+    `requests[3].`."""
+    found = fields.job_type(request.job_type, f"{prefix}job_type")
+    if request.queue:
+        found += fields.queue(request.queue, f"{prefix}queue")
+    if not 0 <= request.priority <= 9:
+        found.append(Violation(f"{prefix}priority", "must be 0 to 9"))
+    if not 0 <= request.max_attempts <= 100:
+        found.append(Violation(f"{prefix}max_attempts", "must be 1 to 100, or 0 for the default"))
+    if request.idempotency_key:
+        path = f"{prefix}idempotency_key"
+        found += fields.text(request.idempotency_key, path, fields.KEY_CHARACTERS_MAX)
+    if request.HasField("unique"):
+        found += _unique(request.unique, f"{prefix}unique.")
+    if request.HasField("concurrency"):
+        found += _concurrency(request.concurrency, f"{prefix}concurrency.")
+    if request.labels:
+        found += fields.labels(request.labels, f"{prefix}labels")
+    found += _times(request, prefix, now)
+    found += _spans(request, prefix)
+    found += payload.job_input(request, types.get(request.job_type), prefix)
+    return found
+
+
+def submit_jobs(request: job_service_pb2.SubmitJobsRequest, types: Types, now: int) -> Violations:
+    if not 1 <= len(request.requests) <= REQUESTS_MAX:
+        return [Violation("requests", "must hold 1 to 1,000 requests")]
+    if request.ByteSize() > MESSAGE_BYTES_MAX:
+        return [Violation("requests", "must be at most 4 MiB in one message")]
+    found: Violations = []
+    for index, each in enumerate(request.requests):
+        found += submit_job(each, types, now, f"requests[{index}].")
+        if len(found) >= VIOLATIONS_MAX:
+            break
+    return found
+
+
+def run_job(request: job_service_pb2.RunJobRequest, types: Types, now: int) -> Violations:
+    found = submit_job(request.request, types, now, "request.")
+    if request.request.validate_only:
+        found.append(Violation("request.validate_only", "is not allowed in RunJob"))
+    return found + _heartbeat_interval(request)
+
+
+def get_job(request: job_service_pb2.GetJobRequest) -> Violations:
+    return fields.job_id(request.job_id)
+
+
+def get_result(request: job_service_pb2.GetResultRequest) -> Violations:
+    return fields.job_id(request.job_id) + fields.span(
+        request, "wait", "", 0, 50 * SECOND, "0 to 50 s"
+    )
+
+
+def watch_job(request: job_service_pb2.WatchJobRequest) -> Violations:
+    return (
+        fields.job_id(request.job_id)
+        + fields.not_negative("after_sequence", request.after_sequence)
+        + _heartbeat_interval(request)
+    )
+
+
+def list_job_events(request: job_service_pb2.ListJobEventsRequest) -> Violations:
+    return (
+        fields.job_id(request.job_id)
+        + fields.not_negative("after_sequence", request.after_sequence)
+        + fields.not_negative("page_size", request.page_size)
+    )
+
+
+def cancel_job(request: job_service_pb2.CancelJobRequest) -> Violations:
+    return fields.job_id(request.job_id) + fields.text(
+        request.reason, "reason", REASON_CHARACTERS_MAX
+    )
+
+
+def _unique(unique: job_pb2.Unique, prefix: str) -> Violations:
+    return (
+        fields.key(unique.key, f"{prefix}key")
+        + fields.known(unique.scope, f"{prefix}scope", job_pb2.UniqueScope.values())
+        + fields.known(unique.on_conflict, f"{prefix}on_conflict", job_pb2.UniqueConflict.values())
+    )
+
+
+def _concurrency(concurrency: job_pb2.Concurrency, prefix: str) -> Violations:
+    found = fields.key(concurrency.key, f"{prefix}key")
+    if not 1 <= concurrency.max_running <= CONCURRENCY_MAX:
+        found.append(Violation(f"{prefix}max_running", f"must be 1 to {CONCURRENCY_MAX:,}"))
+    return found
+
+
+def _times(request: job_service_pb2.SubmitJobRequest, prefix: str, now: int) -> Violations:
+    found: Violations = []
+    match request.WhichOneof("when"):
+        case "schedule_time":
+            found += fields.moment(request.schedule_time, f"{prefix}schedule_time", now)
+        case "delay":
+            found += fields.span(request, "delay", prefix, 0, SPAN_MAX, "0 to 366 days")
+    match request.WhichOneof("expiration"):
+        case "expire_time":
+            found += fields.moment(request.expire_time, f"{prefix}expire_time", now)
+        case "ttl":
+            found += fields.span(request, "ttl", prefix, 1, SPAN_MAX, "above 0, at most 366 days")
+    return found
+
+
+def _spans(request: job_service_pb2.SubmitJobRequest, prefix: str) -> Violations:
+    found = fields.span(request, "timeout", prefix, SECOND, DAY, "1 s to 24 h")
+    found += fields.span(request, "retention", prefix, HOUR, SPAN_MAX, "1 h to 366 days")
+    if request.HasField("retry_policy"):
+        found += _retry_policy(request.retry_policy, f"{prefix}retry_policy.")
+    return found
+
+
+def _retry_policy(policy: job_pb2.RetryPolicy, prefix: str) -> Violations:
+    found = fields.span(policy, "initial_backoff", prefix, 0, DAY, "0 to 24 h")
+    # A bad initial_backoff is told of by itself and bounds nothing.
+    shortest = 0
+    if not found:
+        sent = policy.HasField("initial_backoff")
+        shortest = (
+            fields.nanoseconds_of(policy.initial_backoff) or 0
+            if sent
+            else round(DEFAULT_POLICY.initial_backoff * SECOND)
+        )
+    what = "initial_backoff (10 s by default) to 24 h"
+    found += fields.span(policy, "max_backoff", prefix, shortest, DAY, what)
+    # Written so that a NaN is refused.
+    if policy.HasField("backoff_multiplier") and not 1 <= policy.backoff_multiplier <= 10:
+        found.append(Violation(f"{prefix}backoff_multiplier", "must be 1 to 10"))
+    if policy.HasField("jitter") and not 0 <= policy.jitter <= 1:
+        found.append(Violation(f"{prefix}jitter", "must be 0 to 1"))
+    return found
+
+
+def _heartbeat_interval(
+    request: job_service_pb2.WatchJobRequest | job_service_pb2.RunJobRequest,
+) -> Violations:
+    return fields.span(request, "heartbeat_interval", "", SECOND, 50 * SECOND, "1 to 50 s")
