@@ -14,7 +14,7 @@ import pytest
 from tests.services import STANDARD_NODES, VHOSTS, fresh_database, vhost_url
 
 # What is quick to fail comes first; a directory that is not named here comes last.
-_ORDER = ("unit", "services", "store", "rpc", "e2e", "chaos")
+_ORDER = ("unit", "services", "store", "rpc", "e2e", "docs", "chaos")
 _unused_vhosts = iter(VHOSTS)
 
 
