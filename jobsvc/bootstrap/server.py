@@ -20,7 +20,7 @@ from jobsvc.rpc.certificates import server_credentials
 from jobsvc.rpc.interceptors import CallBoundary
 from jobsvc.rpc.server import Server
 from jobsvc.services import upkeep
-from jobsvc.services.jobs import Jobs
+from jobsvc.services.assembly import Services, assemble
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import WatchHub
 from jobsvc.settings import Settings
@@ -94,8 +94,8 @@ class Service:
             upkeep.Loop(task, database, self.outbox)
             for task in upkeep.tasks(settings.promote_interval, settings.reap_interval)
         ]
-        jobs = Jobs(database, self._threads, self.outbox, self._hub)
-        self._server = _server(settings, jobs, self._hub)
+        services = assemble(database, self._threads, self.outbox, self._hub)
+        self._server = _server(settings, services)
         self._settings = settings
         self._probes: Probes | None = None
         self._serving = False
@@ -153,7 +153,7 @@ class Service:
                 await self._server.set_serving(reached)
 
 
-def _server(settings: Settings, jobs: Jobs, hub: WatchHub) -> Server:
+def _server(settings: Settings, services: Services) -> Server:
     try:
         tokens = follow_tokens(settings.tokens, settings.tokens_file)
         credentials = (
@@ -166,7 +166,7 @@ def _server(settings: Settings, jobs: Jobs, hub: WatchHub) -> Server:
     if tokens is not None and not tokens.current:
         telemetry.get_logger("jobsvc").warning("no line of the tokens names one: nobody may call")
     try:
-        return Server(settings.listen, jobs, hub, CallBoundary(Access(tokens)), credentials)
+        return Server(settings.listen, services, CallBoundary(Access(tokens)), credentials)
     except RuntimeError as error:
         raise CannotStart(f"cannot listen on {settings.listen}: is it taken?") from error
 

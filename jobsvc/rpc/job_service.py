@@ -14,8 +14,9 @@ from jobsvc.core.model import NewJob
 from jobsvc.errors import IdempotencyKeyReused
 from jobsvc.rpc import convert, validate
 from jobsvc.rpc.interceptors import Caller, Context, absent, caller
-from jobsvc.services.jobs import Jobs, Registry, Submitted
-from jobsvc.services.watch import WatchHub
+from jobsvc.rpc.paging import Pages, page_size
+from jobsvc.services.assembly import Services
+from jobsvc.services.jobs import Registry, Submitted
 
 # A request of this size takes a while to check; others on the event loop are not to wait for it.
 HEAVY_BYTES = 64 * 1024
@@ -26,9 +27,10 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
     RetryJob = UpdateJob = DeleteJob = absent
     ExplainJob = ListJobTypes = absent
 
-    def __init__(self, jobs: Jobs, hub: WatchHub) -> None:
-        self._jobs = jobs
-        self._hub = hub
+    def __init__(self, services: Services, pages: Pages) -> None:
+        self._jobs = services.jobs
+        self._hub = services.hub
+        self._pages = pages
 
     async def SubmitJob(
         self, request: pb.SubmitJobRequest, context: Context
@@ -115,7 +117,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self, request: pb.ListJobEventsRequest, context: Context
     ) -> pb.ListJobEventsResponse:
         validate.check(validate.list_job_events(request))
-        size = convert.page_size(request.page_size)
+        size = page_size(request.page_size)
         # One more than the page holds tells whether there are more.
         events = await self._jobs.list_events(request.job_id, request.after_sequence, size + 1)
         return convert.events_page(events, size)

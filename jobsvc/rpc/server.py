@@ -19,10 +19,11 @@ from generated.jobsvc.v1 import (
 from jobsvc.rpc.admin_service import AdminService
 from jobsvc.rpc.interceptors import CallBoundary
 from jobsvc.rpc.job_service import JobService
+from jobsvc.rpc.paging import Pages
 from jobsvc.rpc.schedule_service import ScheduleService
+from jobsvc.rpc.signing import Signer
 from jobsvc.rpc.validate import MESSAGE_BYTES_MAX
-from jobsvc.services.jobs import Jobs
-from jobsvc.services.watch import WatchHub
+from jobsvc.services.assembly import Services
 from jobsvc.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -68,24 +69,28 @@ class Server:
     def __init__(
         self,
         listen: str,
-        jobs: Jobs,
-        hub: WatchHub,
+        services: Services,
         boundary: CallBoundary,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         """`listen`: HOST:PORT; port 0 takes a free one. Plaintext without credentials. Raises
         RuntimeError where it cannot be bound."""
-        self._hub = hub
+        self._hub = services.hub
         self._boundary = boundary
         self._health = health.aio.HealthServicer()
         self._following: asyncio.Task[None] | None = None
         options = OPTIONS if credentials is None else (*OPTIONS, *TLS_OPTIONS)
         self._server = grpc.aio.server(interceptors=[boundary], options=options)
-        job_service_pb2_grpc.add_JobServiceServicer_to_server(JobService(jobs, hub), self._server)
-        schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server(
-            ScheduleService(), self._server
+        pages = Pages(Signer(services.identity.secret))
+        job_service_pb2_grpc.add_JobServiceServicer_to_server(
+            JobService(services, pages), self._server
         )
-        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(), self._server)
+        schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server(
+            ScheduleService(services, pages), self._server
+        )
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(
+            AdminService(services, pages), self._server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         _add_reflection(self._server)
         if credentials is None:

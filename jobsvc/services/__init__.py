@@ -1,1 +1,1 @@
-"""Use cases: what a caller or a timer sets off, over the store and the broker. No gRPC in here."""
+"""The use cases. They know no transport: rpc calls them, and they raise jobsvc.errors."""

@@ -35,6 +35,7 @@ Connection = sa.Connection  # what a reader is given; callers name it without kn
 STATEMENT_TIMEOUT_MS = 5_000
 LOCK_TIMEOUT_MS = 1_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 10_000
+SQLITE_WAIT_SECONDS = 2  # for another process that writes
 CONFLICT_RETRIES = 3
 
 # SQLSTATEs: serialization failure and deadlock are worth another try at once; lock_timeout too,
@@ -106,7 +107,11 @@ class Database:
                 pool_size=pool_size,
                 max_overflow=0,
                 hide_parameters=True,
-                connect_args={"isolation_level": None, "timeout": 2, "check_same_thread": False},
+                connect_args={
+                    "isolation_level": None,
+                    "timeout": SQLITE_WAIT_SECONDS,
+                    "check_same_thread": False,
+                },
             )
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
@@ -347,10 +352,24 @@ def clock(connection: sa.Connection) -> datetime:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    # WAL: readers do not wait for the writer. FULL: an answered commit survives a power cut.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
-        connection.execute(f"PRAGMA {pragma}")
+    _write_ahead(connection)
+    connection.execute("PRAGMA synchronous=FULL")  # an answered commit survives a power cut
     connection.create_function("jobsvc_now", 0, lambda: time.time_ns() // 1000)
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Readers do not wait for the writer then."""
+    # Of several processes that open a new file at once, SQLite lets one change its mode and
+    # refuses the others without waiting.
+    deadline = time.monotonic() + SQLITE_WAIT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

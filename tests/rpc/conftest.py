@@ -18,7 +18,7 @@ from jobsvc.outbox import Outbox
 from jobsvc.rpc.access import Access
 from jobsvc.rpc.interceptors import CallBoundary
 from jobsvc.rpc.server import Server
-from jobsvc.services.jobs import Jobs
+from jobsvc.services.assembly import assemble
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import WatchHub
 from tests.store.conftest import open_database, sqlite_url
@@ -87,8 +87,8 @@ async def running_world(
     hub = WatchHub(threads, SWEEP_SECONDS)
     # Its thread is not started: what is owed to the broker is of no concern here.
     outbox = Outbox(database, Broker("memory://rpc-tests"), on_changes=hub.notify)
-    jobs = Jobs(database, threads, outbox, hub)
-    server = Server("127.0.0.1:0", jobs, hub, boundary, credentials)
+    services = assemble(database, threads, outbox, hub)
+    server = Server("127.0.0.1:0", services, boundary, credentials)
     hub.start()
     await server.start()
     async with grpc.aio.insecure_channel(server.address) as channel:

@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import grpc
-import pytest
 from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 
 from generated.jobsvc.v1 import job_pb2
@@ -134,15 +133,6 @@ async def test_validate_only_stores_nothing(world: World) -> None:
         request(idempotency_key="k", priority=3, validate_only=True)
     )
     assert (answer.job.job_id, answer.already_existed) == (job_id, True)
-
-
-@pytest.mark.parametrize("feature", ["unique", "concurrency"])
-async def test_a_field_that_is_not_there_yet_is_unimplemented(world: World, feature: str) -> None:
-    bad = request()
-    getattr(bad, feature).key = "k"
-    refusal = await refused(world.stub.SubmitJob(bad))
-    assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED")
-    assert feature in refusal.message
 
 
 async def test_many_submits_are_answered_in_order(world: World) -> None:

@@ -35,12 +35,10 @@ from jobsvc.core.model import (
 )
 from jobsvc.core.states import EventType, JobState
 from jobsvc.rpc.convert.values import duration, seconds, timestamp, to_datetime
+from jobsvc.rpc.paging import PAGE_BYTES_MAX
 from jobsvc.services.jobs import Submitted
 from jobsvc.services.watch import Heartbeat
 
-PAGE_SIZE = 50
-PAGE_SIZE_MAX = 1_000
-PAGE_BYTES_MAX = 3 * 1024 * 1024
 HEARTBEAT_SECONDS = 15.0
 
 STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state}") for state in JobState}
@@ -102,10 +100,6 @@ def heartbeat_seconds(
     if request.HasField("heartbeat_interval"):
         return seconds(request.heartbeat_interval)
     return HEARTBEAT_SECONDS
-
-
-def page_size(asked: int) -> int:
-    return min(asked, PAGE_SIZE_MAX) or PAGE_SIZE
 
 
 def _input(request: job_service_pb2.SubmitJobRequest) -> Input:

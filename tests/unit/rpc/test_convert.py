@@ -33,6 +33,7 @@ from jobsvc.core.model import (
 )
 from jobsvc.core.states import EventType, JobState
 from jobsvc.rpc import convert
+from jobsvc.rpc.paging import page_size
 from jobsvc.services.jobs import Submitted
 from jobsvc.services.watch import Heartbeat
 
@@ -153,7 +154,7 @@ def test_hashing_leaves_the_request_as_it_was() -> None:
 
 @pytest.mark.parametrize(("asked", "size"), [(0, 50), (1, 1), (1_000, 1_000), (1_001, 1_000)])
 def test_page_sizes(asked: int, size: int) -> None:
-    assert convert.page_size(asked) == size
+    assert page_size(asked) == size
 
 
 def test_heartbeat_intervals() -> None:

@@ -1,0 +1,51 @@
+"""Page tokens: where a list goes on, bound to what is listed."""
+
+from __future__ import annotations
+
+import hashlib
+
+from google.protobuf.message import Message
+
+from jobsvc.errors import InvalidRequest, Violation
+from jobsvc.rpc.signing import Signer
+
+PAGE_SIZE = 50
+PAGE_SIZE_MAX = 1_000
+PAGE_BYTES_MAX = 3 * 1024 * 1024
+
+# What may differ between the pages of one list.
+_FREE = ("page_token", "page_size", "view")
+
+
+class Pages:
+    def __init__(self, signer: Signer) -> None:
+        self._signer = signer
+
+    def after(self, request: Message) -> str:
+        """The key behind which this page begins; empty for the first. Raises InvalidRequest."""
+        token: str = request.page_token  # type: ignore[attr-defined]
+        if not token:
+            return ""
+        try:
+            return self._signer.open(_purpose(request), token).decode()
+        except ValueError:
+            what = "must be the next_page_token of the page before, with the same filter"
+            raise InvalidRequest([Violation("page_token", what)]) from None
+
+    def token(self, request: Message, last: str) -> str:
+        """For the page that follows the one that ended with the key `last`."""
+        return self._signer.seal(_purpose(request), last.encode())
+
+
+def page_size(asked: int) -> int:
+    return min(asked, PAGE_SIZE_MAX) or PAGE_SIZE
+
+
+def _purpose(request: Message) -> str:
+    bound = type(request)()
+    bound.CopyFrom(request)
+    for field in _FREE:
+        if field in bound.DESCRIPTOR.fields_by_name:
+            bound.ClearField(field)
+    digest = hashlib.sha256(bound.SerializeToString(deterministic=True)).hexdigest()
+    return f"{bound.DESCRIPTOR.full_name} {digest}"
