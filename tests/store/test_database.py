@@ -346,6 +346,19 @@ def test_a_database_that_another_process_locks_is_unavailable_to_writers(locked:
     assert names(locked.database) == set()  # readers go on
 
 
+def test_many_may_open_a_new_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite refuses at once what comes while another changes the file's mode."""
+    other = sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr("time.sleep", lambda seconds: other.execute("COMMIT"))
+    database = Database(sqlite_url(tmp_path))
+    mode = database.read(lambda c: c.exec_driver_sql("PRAGMA journal_mode").scalar_one())
+    assert mode == "wal"
+    assert not other.in_transaction
+    database.close()
+    other.close()
+
+
 def test_a_writer_has_the_database_from_its_first_read(sqlite_house: House) -> None:
     """Else what it read could be outdated once it writes, and SQLite would refuse that."""
     other = connect(str(sqlite_house.database.url))
