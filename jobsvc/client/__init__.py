@@ -7,23 +7,37 @@ with Client("127.0.0.1:50051") as client:
     print(from_value(client.result(job.job_id).result))
 """
 
-from generated.jobsvc.v1.job_pb2 import Job, JobEvent, RetryPolicy
+from generated.jobsvc.v1.admin_service_pb2 import FailureGroup, Queue, Worker
+from generated.jobsvc.v1.job_pb2 import (
+    Concurrency,
+    Job,
+    JobEvent,
+    JobType,
+    RetryPolicy,
+    Unique,
+)
 from generated.jobsvc.v1.job_service_pb2 import (
+    ExplainJobResponse,
     GetResultResponse,
     SubmitJobRequest,
     SubmitJobResponse,
 )
+from generated.jobsvc.v1.schedule_service_pb2 import Schedule
 from jobsvc.client.client import Client
 from jobsvc.client.convert import (
     INTEGER_MAX,
+    FilterOptions,
+    JobChanges,
     JobOptions,
     event_name,
     from_value,
     is_terminal,
     log_level_name,
+    new_filter,
     new_job,
     state_name,
     to_json,
+    wait_reason_name,
 )
 from jobsvc.client.errors import CallFailed
 
@@ -31,18 +45,30 @@ __all__ = [
     "INTEGER_MAX",
     "CallFailed",
     "Client",
+    "Concurrency",
+    "ExplainJobResponse",
+    "FailureGroup",
+    "FilterOptions",
     "GetResultResponse",
     "Job",
+    "JobChanges",
     "JobEvent",
     "JobOptions",
+    "JobType",
+    "Queue",
     "RetryPolicy",
+    "Schedule",
     "SubmitJobRequest",
     "SubmitJobResponse",
+    "Unique",
+    "Worker",
     "event_name",
     "from_value",
     "is_terminal",
     "log_level_name",
+    "new_filter",
     "new_job",
     "state_name",
     "to_json",
+    "wait_reason_name",
 ]

@@ -4,43 +4,56 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Self, Unpack
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.field_mask_pb2 import FieldMask
 
-from generated.jobsvc.v1 import job_service_pb2_grpc
-from generated.jobsvc.v1.job_pb2 import Job, JobEvent
+from generated.jobsvc.v1 import job_pb2, job_service_pb2_grpc
+from generated.jobsvc.v1.job_pb2 import Job, JobEvent, JobType
 from generated.jobsvc.v1.job_service_pb2 import (
     CancelJobRequest,
+    DeleteJobRequest,
+    ExplainJobRequest,
+    ExplainJobResponse,
     GetJobRequest,
     GetResultRequest,
     GetResultResponse,
     ListJobEventsRequest,
+    ListJobsRequest,
+    ListJobTypesRequest,
+    RetryJobRequest,
     RunJobRequest,
     SubmitJobRequest,
     SubmitJobResponse,
     SubmitJobsRequest,
+    UpdateJobRequest,
     WatchJobRequest,
+    WatchJobsRequest,
 )
-from jobsvc.client.clock import Clock, SystemClock, Watchdog
-from jobsvc.client.convert import JobOptions, Payload, is_terminal, new_job, to_duration
+from jobsvc.client.admin import Admin
+from jobsvc.client.calls import Calls, credentials, is_local, open_channel
+from jobsvc.client.clock import Clock, SystemClock
+from jobsvc.client.convert import (
+    FilterOptions,
+    JobChanges,
+    JobOptions,
+    Payload,
+    is_terminal,
+    new_filter,
+    new_job,
+    to_duration,
+    to_timestamp,
+)
 from jobsvc.client.errors import CallFailed, call_failed
-from jobsvc.client.retry import Backoff, Outage
-from jobsvc.settings import is_loopback, split_address
-from jobsvc.tls import read_ca, read_pair
+from jobsvc.client.schedules import Schedules
 
 WAIT_SECONDS_MAX = 50.0  # of one GetResult
 HEARTBEAT_SECONDS = 15.0
-HEARTBEATS_MISSED_MAX = 3
-# Servers end a stream after 33 minutes at the latest.
-STREAM_SECONDS_MAX = 40 * 60.0
-
-_Request = TypeVar("_Request", bound=Message)
-_Response = TypeVar("_Response", bound=Message)
 
 
 class Client:
@@ -74,20 +87,25 @@ class Client:
         files that are not what they should be."""
         self._own_channel = channel is None
         if channel is None:
-            if token and not (tls_ca or insecure or _is_local(address)):
+            if token and not (tls_ca or insecure or is_local(address)):
                 raise ValueError(
                     f"the token would go to {address} unencrypted: give the CA of its certificate "
                     "(JOBSVC_TLS_CA), or say that the network is private (JOBSVC_INSECURE=1)"
                 )
-            credentials = _credentials(tls_ca, client_cert, client_key, tls_server_name)
-            channel = _open(address, credentials, tls_server_name)
+            channel = open_channel(
+                address,
+                credentials(tls_ca, client_cert, client_key, tls_server_name),
+                tls_server_name,
+            )
         self._channel = channel
-        self._stub = job_service_pb2_grpc.JobServiceStub(self._channel)
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._stub = job_service_pb2_grpc.JobServiceStub(channel)
         self._timeout = timeout
-        self._outage = outage
         self._clock = clock or SystemClock()
-        self._random = random
+        self._calls = Calls(
+            channel, token, timeout=timeout, outage=outage, clock=self._clock, random=random
+        )
+        self.schedules = Schedules(self._calls)
+        self.admin = Admin(self._calls)
 
     def __enter__(self) -> Self:
         return self
@@ -112,22 +130,66 @@ class Client:
         call had to be made: without an `idempotency_key` it gets one of its own."""
         request = new_job(job_type, payload, **options)
         made = _ensure_key(request)
-        return _own(self._call(self._stub.SubmitJob, request), made)
+        return _own(self._calls.call(self._stub.SubmitJob, request), made)
 
     def submit_many(self, requests: Iterable[SubmitJobRequest]) -> list[SubmitJobResponse]:
         """Submits 1 to 1,000 jobs (see `new_job`), all or none; the answers are in their order.
         The requests that have no `idempotency_key` get one, in copies."""
         call = SubmitJobsRequest(requests=requests)
         made = [_ensure_key(request) for request in call.requests]
-        answer = self._call(self._stub.SubmitJobs, call)
+        answer = self._calls.call(self._stub.SubmitJobs, call)
         return [_own(one, key) for one, key in zip(answer.responses, made, strict=True)]
 
     def get(self, job_id: str) -> Job:
-        return self._call(self._stub.GetJob, GetJobRequest(job_id=job_id)).job
+        return self._calls.call(self._stub.GetJob, GetJobRequest(job_id=job_id)).job
+
+    def jobs(
+        self, *, full: bool = False, page_size: int = 0, **wanted: Unpack[FilterOptions]
+    ) -> Iterator[Job]:
+        """The jobs that match, newest first, read page by page; with `full` each has its payload
+        and traceback."""
+        request = ListJobsRequest(
+            filter=new_filter(**wanted),
+            view=job_pb2.JOB_VIEW_FULL if full else job_pb2.JOB_VIEW_BASIC,
+            page_size=page_size,
+        )
+        for page in self._calls.pages(partial(self._calls.call, self._stub.ListJobs), request):
+            yield from page.jobs
+
+    def retry(self, job_id: str) -> Job:
+        """Takes a failed or cancelled job back to QUEUED, with a fresh budget of attempts."""
+        return self._calls.call(self._stub.RetryJob, RetryJobRequest(job_id=job_id)).job
+
+    def update(self, job_id: str, **changes: Unpack[JobChanges]) -> Job:
+        """Changes a waiting job; what is not given stays as it is."""
+        request = UpdateJobRequest(job_id=job_id, update_mask=FieldMask(paths=sorted(changes)))
+        if "priority" in changes:
+            request.priority = changes["priority"]
+        if "schedule_time" in changes:
+            request.schedule_time.CopyFrom(to_timestamp(changes["schedule_time"]))
+        if "labels" in changes:
+            request.labels.update(changes["labels"])
+        return self._calls.call(self._stub.UpdateJob, request).job
+
+    def delete(self, job_id: str) -> None:
+        """Deletes an ended job with its events and result."""
+        self._calls.call(self._stub.DeleteJob, DeleteJobRequest(job_id=job_id))
+
+    def explain(self, job_id: str) -> ExplainJobResponse:
+        """Why the job is not running."""
+        return self._calls.call(self._stub.ExplainJob, ExplainJobRequest(job_id=job_id))
+
+    def job_types(self) -> Iterator[JobType]:
+        """What can be submitted here."""
+        list_types = partial(self._calls.call, self._stub.ListJobTypes)
+        for page in self._calls.pages(list_types, ListJobTypesRequest()):
+            yield from page.job_types
 
     def cancel(self, job_id: str, reason: str = "") -> Job:
         """Cancels a waiting job at once, and asks a running one to stop."""
-        return self._call(self._stub.CancelJob, CancelJobRequest(job_id=job_id, reason=reason)).job
+        return self._calls.call(
+            self._stub.CancelJob, CancelJobRequest(job_id=job_id, reason=reason)
+        ).job
 
     def result(self, job_id: str, wait: float = 0.0) -> GetResultResponse:
         """How the job ended, or its state alone if it has not after `wait` (0 to 50) seconds."""
@@ -138,7 +200,7 @@ class Client:
             seconds = max(0.0, min(wait, left - self._timeout))
             request.wait.CopyFrom(to_duration(seconds))
 
-        return self._call(self._stub.GetResult, request, wait, shorten if wait else None)
+        return self._calls.call(self._stub.GetResult, request, wait, shorten if wait else None)
 
     def wait(self, job_id: str, timeout: float | None = None) -> GetResultResponse:
         """How the job ended, once it has. Raises TimeoutError if that takes `timeout` seconds."""
@@ -159,7 +221,7 @@ class Client:
             request = ListJobEventsRequest(
                 job_id=job_id, after_sequence=after_sequence, page_size=page_size
             )
-            page = self._call(self._stub.ListJobEvents, request)
+            page = self._calls.call(self._stub.ListJobEvents, request)
             yield from page.events
             if not page.next_after_sequence:
                 return
@@ -174,7 +236,7 @@ class Client:
     ) -> Iterator[JobEvent]:
         """Every event after `after_sequence`, once and in order, as they happen, until the job has
         ended. Resumes by itself when the stream breaks or falls silent."""
-        outage = self._new_outage()
+        outage = self._calls.outage()
         while True:
             request = WatchJobRequest(
                 job_id=job_id,
@@ -183,7 +245,7 @@ class Client:
             )
             ended = True  # holds for a stream without events: the last one was seen already
             try:
-                messages = self._stream(self._stub.WatchJob, request, heartbeat_interval)
+                messages = self._calls.stream(self._stub.WatchJob, request, heartbeat_interval)
                 with closing(messages):
                     for message in messages:
                         outage.heard()
@@ -203,6 +265,38 @@ class Client:
                 return
             outage.wait(_cut_short())
 
+    def watch_jobs(
+        self,
+        resume_token: str = "",
+        *,
+        heartbeat_interval: float = HEARTBEAT_SECONDS,
+        **wanted: Unpack[FilterOptions],
+    ) -> Iterator[tuple[JobEvent | None, str]]:
+        """The events of every job that matches, as they happen and without an end: from now on,
+        or from where a `resume_token` stood. Each comes with the token that stands behind it;
+        None in place of an event says that the stream is alive, and has moved on. Resumes by
+        itself when the stream breaks or falls silent."""
+        outage = self._calls.outage()
+        request = WatchJobsRequest(
+            filter=new_filter(**wanted),
+            resume_token=resume_token,
+            heartbeat_interval=to_duration(heartbeat_interval),
+        )
+        while True:
+            try:
+                messages = self._calls.stream(self._stub.WatchJobs, request, heartbeat_interval)
+                with closing(messages):
+                    for message in messages:
+                        outage.heard()
+                        outage.progressed()
+                        request.resume_token = message.resume_token
+                        is_event = message.WhichOneof("message") == "event"
+                        yield (message.event if is_event else None), message.resume_token
+            except CallFailed as failed:
+                outage.wait(failed)
+                continue
+            outage.wait(_cut_short())
+
     def run(
         self, job_type: str, payload: Payload | None = None, **options: Unpack[JobOptions]
     ) -> Iterator[JobEvent | GetResultResponse]:
@@ -214,11 +308,11 @@ class Client:
             heartbeat_interval=to_duration(HEARTBEAT_SECONDS),
         )
         _ensure_key(request.request)
-        outage = self._new_outage()
+        outage = self._calls.outage()
         job_id, sequence = "", 0
         while not job_id:
             try:
-                messages = self._stream(self._stub.RunJob, request, HEARTBEAT_SECONDS)
+                messages = self._calls.stream(self._stub.RunJob, request, HEARTBEAT_SECONDS)
                 with closing(messages):
                     for message in messages:
                         outage.heard()
@@ -248,109 +342,6 @@ class Client:
         except grpc.RpcError as error:
             raise call_failed(error) from error
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
-
-    def _call(
-        self,
-        method: grpc.UnaryUnaryMultiCallable[_Request, _Response],
-        request: _Request,
-        wait: float = 0.0,
-        prepare: Callable[[float], None] | None = None,
-    ) -> _Response:
-        """The answer to a call that may be repeated. It has `wait` seconds more than others;
-        `prepare` is told before each try how many are left."""
-        deadline = self._clock.time() + self._timeout + wait
-        backoff = Backoff(self._random)
-        while True:
-            left = deadline - self._clock.time()
-            if prepare is not None:
-                prepare(left)
-            try:
-                return method(request, timeout=left, metadata=self._metadata)
-            except grpc.RpcError as error:
-                failed = call_failed(error)
-                delay = backoff.next(failed)
-                if not failed.transient or self._clock.time() + delay >= deadline:
-                    raise failed from error
-            self._clock.sleep_for(delay)
-
-    def _stream(
-        self,
-        method: grpc.UnaryStreamMultiCallable[_Request, _Response],
-        request: _Request,
-        heartbeat_interval: float,
-    ) -> Generator[_Response, None, None]:
-        """The messages of one stream. Raises CallFailed when it breaks, and UNAVAILABLE when it
-        is silent for too long."""
-        call = method(request, timeout=STREAM_SECONDS_MAX, metadata=self._metadata)
-        watchdog = Watchdog(self._clock, call.cancel)
-        limit = self._timeout  # of the first message, which comes at once
-        try:
-            while True:
-                watchdog.start(limit)
-                message = next(call, None)
-                # The caller may now take its time; that is not the stream's silence.
-                watchdog.pause()
-                if message is None:
-                    return
-                limit = HEARTBEATS_MISSED_MAX * heartbeat_interval
-                yield message
-        except grpc.RpcError as error:
-            if watchdog.fired:
-                raise CallFailed("UNAVAILABLE", f"nothing heard for {limit:g} s") from error
-            raise call_failed(error) from error
-        finally:
-            watchdog.stop()
-            call.cancel()
-
-    def _new_outage(self) -> Outage:
-        return Outage(self._clock, self._random, self._timeout, self._outage)
-
-
-def _is_local(address: str) -> bool:
-    try:
-        return is_loopback(split_address(address)[0])
-    except ValueError:  # another of gRPC's forms
-        return address.startswith("unix:")
-
-
-def _credentials(
-    tls_ca: str | None,
-    client_cert: str | None,
-    client_key: str | None,
-    tls_server_name: str | None,
-) -> grpc.ChannelCredentials | None:
-    """None without TLS. Raises ValueError."""
-    if bool(client_cert) != bool(client_key):
-        raise ValueError("a client's certificate and its key go together")
-    if not tls_ca:
-        if client_cert or tls_server_name:
-            raise ValueError("without a CA (JOBSVC_TLS_CA) there is no TLS")
-        return None
-    root = read_ca(tls_ca)
-    if not client_cert or not client_key:
-        return grpc.ssl_channel_credentials(root)
-    key, chain = read_pair(client_cert, client_key)
-    return grpc.ssl_channel_credentials(root, key, chain)
-
-
-def _open(
-    address: str, credentials: grpc.ChannelCredentials | None, tls_server_name: str | None
-) -> grpc.Channel:
-    options: list[tuple[str, int | str]] = [
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 5_000),  # also the time that one connect may take
-        ("grpc.max_reconnect_backoff_ms", 5_000),
-        ("grpc.max_receive_message_length", 64 * 1024 * 1024),
-    ]
-    if _is_local(address):
-        options.append(("grpc.enable_http_proxy", 0))
-    if credentials is None:
-        return grpc.insecure_channel(address, options=options)
-    if tls_server_name:
-        options.append(("grpc.ssl_target_name_override", tls_server_name))
-    return grpc.secure_channel(address, credentials, options=options)
 
 
 def _ensure_key(request: SubmitJobRequest) -> str:

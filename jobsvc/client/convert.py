@@ -44,9 +44,36 @@ class JobOptions(TypedDict, total=False):
     retry_policy: job_pb2.RetryPolicy
     timeout: float
     idempotency_key: str
+    unique: job_pb2.Unique
+    concurrency: job_pb2.Concurrency
     retention: float
     labels: Mapping[str, str]
     validate_only: bool
+
+
+class JobChanges(TypedDict, total=False):
+    """What can be changed of a waiting job. A `schedule_time` in the past means now; `labels` are
+    all that it is to have."""
+
+    priority: int
+    schedule_time: datetime
+    labels: Mapping[str, str]
+
+
+class FilterOptions(TypedDict, total=False):
+    """Which jobs: all that is given must match, of those with several values any. States go by
+    name (`FAILED`), times are datetimes with a time zone."""
+
+    states: Sequence[str]
+    job_types: Sequence[str]
+    queue: str
+    labels: Mapping[str, str]
+    error_types: Sequence[str]
+    idempotency_key: str
+    create_time_after: datetime
+    create_time_before: datetime
+    finish_time_after: datetime
+    finish_time_before: datetime
 
 
 def new_job(
@@ -61,6 +88,8 @@ def new_job(
         max_attempts=options.get("max_attempts", 0),
         retry_policy=options.get("retry_policy"),
         idempotency_key=options.get("idempotency_key", ""),
+        unique=options.get("unique"),
+        concurrency=options.get("concurrency"),
         labels=dict(options.get("labels", {})),
         validate_only=options.get("validate_only", False),
     )
@@ -84,8 +113,31 @@ def new_job(
     }
     for name, moment in moments.items():
         if moment is not None:
-            getattr(request, name).CopyFrom(_to_timestamp(moment))
+            getattr(request, name).CopyFrom(to_timestamp(moment))
     return request
+
+
+def new_filter(**wanted: Unpack[FilterOptions]) -> job_pb2.JobFilter:
+    """Raises ValueError for a state that this release does not know, and for a time without a
+    zone."""
+    message = job_pb2.JobFilter(
+        states=[job_pb2.JobState.Value(f"JOB_STATE_{state}") for state in wanted.get("states", ())],
+        job_types=wanted.get("job_types", ()),
+        queue=wanted.get("queue", ""),
+        labels=dict(wanted.get("labels", {})),
+        error_types=wanted.get("error_types", ()),
+        idempotency_key=wanted.get("idempotency_key", ""),
+    )
+    moments = {
+        "create_time_after": wanted.get("create_time_after"),
+        "create_time_before": wanted.get("create_time_before"),
+        "finish_time_after": wanted.get("finish_time_after"),
+        "finish_time_before": wanted.get("finish_time_before"),
+    }
+    for name, moment in moments.items():
+        if moment is not None:
+            getattr(message, name).CopyFrom(to_timestamp(moment))
+    return message
 
 
 def to_duration(seconds: float) -> Duration:
@@ -94,7 +146,7 @@ def to_duration(seconds: float) -> Duration:
     return duration
 
 
-def _to_timestamp(moment: datetime) -> Timestamp:
+def to_timestamp(moment: datetime) -> Timestamp:
     if moment.tzinfo is None:
         raise ValueError(f"{moment} has no time zone")
     timestamp = Timestamp()
@@ -189,6 +241,11 @@ def state_name(state: int) -> str:
 def event_name(event_type: int) -> str:
     """`SUBMITTED` and so on; the number of one that this release does not know."""
     return _name(job_pb2.JobEventType.DESCRIPTOR.values_by_number, event_type, "JOB_EVENT_TYPE_")
+
+
+def wait_reason_name(reason: int) -> str:
+    """`NO_WORKER` and so on; the number of one that this release does not know."""
+    return _name(job_pb2.WaitReason.DESCRIPTOR.values_by_number, reason, "WAIT_REASON_")
 
 
 def log_level_name(level: int) -> str:
