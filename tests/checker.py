@@ -12,6 +12,7 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -98,10 +99,16 @@ def check(
     )
 
 
+@cache
+def _own(url: str) -> Database:
+    """Closed after each use, which leaves it what it has learned: its statements as compiled."""
+    return Database(url, pool_size=1)
+
+
 def _read(database: Database) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
     """Jobs, events and outbox as they are at one moment, over a connection of its own: after a
     fault the pool's may be dead."""
-    own = Database(database.url.render_as_string(hide_password=False), pool_size=1)
+    own = _own(database.url.render_as_string(hide_password=False))
     try:
         with own.engine.connect() as connection:
             if not own.sqlite:  # whose transaction is one snapshot anyway
