@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from tests.harness.wait import until
+from tests.services.node import is_gone
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS_MAX = 30.0
@@ -46,6 +49,9 @@ class Process:
         self.name = name
         self.log_path = directory / f"{name}.log"
         self.out_path = directory / f"{name}.out"
+        self._records: list[dict[str, Any]] = []
+        self._read = 0  # bytes of the log
+        self._reading = threading.Lock()
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("JOBSVC_")}
         with self.log_path.open("ab") as log, self.out_path.open("ab") as out:
             self._process = subprocess.Popen(
@@ -66,14 +72,17 @@ class Process:
     def running(self) -> bool:
         return self._process.poll() is None
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """The records of its log so far."""
-        for line in self.log_path.read_text(errors="replace").splitlines():
-            if line.startswith("{"):
-                try:
-                    yield json.loads(line)
-                except ValueError:  # half written
-                    return
+    def records(self) -> list[dict[str, Any]]:
+        """The records of its log so far. Each line is read once: logs grow long, and are polled."""
+        with self._reading, self.log_path.open("rb") as log:
+            log.seek(self._read)
+            whole, newline, _ = log.read().rpartition(b"\n")
+            self._read += len(whole + newline)
+            for line in whole.splitlines():
+                if line.startswith(b"{"):
+                    with suppress(ValueError):  # what the interpreter says is no record
+                        self._records.append(json.loads(line))
+            return self._records.copy()
 
     def wait_record(self, event: str, seconds: float, **fields: Any) -> dict[str, Any]:
         """The first record of that event with those fields, once there is one."""
@@ -103,7 +112,7 @@ class Process:
         children = self.children()
         self._process.kill()
         self._process.wait(END_SECONDS_MAX)
-        psutil.wait_procs(children, END_SECONDS_MAX)
+        until(lambda: all(map(is_gone, children)), END_SECONDS_MAX, f"{self.name} left nothing")
 
     def pause(self) -> None:
         self._process.send_signal(signal.SIGSTOP)

@@ -195,7 +195,7 @@ class Node(ABC):
                 member.kill()
         process.wait(STOP_SECONDS_MAX)
         deadline = time.monotonic() + STOP_SECONDS_MAX
-        while not all(map(_is_gone, tree)):
+        while not all(map(is_gone, tree)):
             if time.monotonic() > deadline:
                 raise NodeError(f"processes outlived SIGKILL: {tree}")
             time.sleep(0.01)
@@ -220,7 +220,7 @@ class Node(ABC):
             return []
 
 
-def _is_gone(process: psutil.Process) -> bool:
+def is_gone(process: psutil.Process) -> bool:
     """True of a zombie too: whose child it became may take its time to bury it."""
     try:
         return bool(process.status() == psutil.STATUS_ZOMBIE)
