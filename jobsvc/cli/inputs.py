@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import typer
@@ -51,6 +52,39 @@ def span(text: str | None, option: str) -> float | None:
         return parse_span(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is {error}", param_hint=option) from None
+
+
+def moment(text: str | None, option: str, *, ahead: bool) -> datetime | None:
+    """A time of day with its zone, `now`, or a span: from now, or before now."""
+    if text is None:
+        return None
+    now = datetime.now(UTC)
+    if text == "now":
+        return now
+    try:
+        seconds = timedelta(seconds=parse_span(text))
+    except ValueError:
+        pass
+    else:
+        return now + seconds if ahead else now - seconds
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        what = f"{text!r} is neither a time such as 2026-01-31T12:00:00Z nor a span such as 2h"
+        raise typer.BadParameter(what, param_hint=option)
+    return found
+
+
+def rate(text: str, option: str) -> tuple[int, float] | None:
+    """N/SPAN as (starts, seconds); None for 0."""
+    if text == "0":
+        return None
+    starts, slash, period = text.partition("/")
+    if not slash or not starts.isdecimal():
+        raise typer.BadParameter(f"{text!r} is not of the form 100/1m", param_hint=option)
+    return int(starts), span(period, option) or 0.0
 
 
 def labels(pairs: Sequence[str]) -> dict[str, str]:

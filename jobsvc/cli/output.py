@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
@@ -14,7 +15,6 @@ import typer
 
 from jobsvc.client import (
     GetResultResponse,
-    Job,
     JobEvent,
     event_name,
     from_value,
@@ -25,9 +25,11 @@ from jobsvc.client import (
 )
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
     from rich.progress import Progress
 
 EXIT_CODES = {"SUCCEEDED": 0, "FAILED": 1, "CANCELLED": 3}
+AGAIN_SECONDS = 2.0
 _BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 
 
@@ -68,7 +70,19 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
-def resource(message: Job | GetResultResponse, output: Format) -> None:
+def again_and_again(show: Callable[[], None], watch: bool) -> None:
+    """Shows once, or with `watch` every two seconds until it is interrupted; on a terminal each
+    time in place of the last."""
+    while True:
+        if watch and sys.stdout.isatty():
+            sys.stdout.write("\x1b[H\x1b[2J")
+        show()
+        if not watch:
+            return
+        time.sleep(AGAIN_SECONDS)
+
+
+def resource(message: Message, output: Format) -> None:
     """One resource; JSON is on one line unless a person reads it."""
     if output is Format.JSON:
         line(to_json(message, indent=2 if sys.stdout.isatty() else None))
@@ -77,7 +91,14 @@ def resource(message: Job | GetResultResponse, output: Format) -> None:
     width = max(map(len, fields), default=0)
     for name, value in fields.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        line(f"{name:<{width}}  {clean(text.removeprefix('JOB_STATE_'))}")
+        line(f"{name:<{width}}  {clean(_bare(text))}")
+
+
+def _bare(text: str) -> str:
+    """Without what an enum's values begin with."""
+    for prefix in ("JOB_STATE_", "WAIT_REASON_", "MISSED_TICKS_", "OVERLAP_"):
+        text = text.removeprefix(prefix)
+    return text
 
 
 def outcome(result: GetResultResponse) -> None:
@@ -94,16 +115,18 @@ def outcome(result: GetResultResponse) -> None:
         note(f"job {result.job_id} is {state_name(result.state)}")
 
 
-def event_line(event: JobEvent) -> str:
-    time = event.event_time.ToJsonString()
+def event_line(event: JobEvent, with_job: bool = False) -> str:
+    when = event.event_time.ToJsonString()
     detail = _detail(event)
-    text = f"{time}  {event.sequence:>4}  {event_name(event.type):<19}  {state_name(event.state)}"
-    return clean(f"{text:<65}  {detail}" if detail else text)
+    which = f"{event.job_id}  " if with_job else ""
+    what = f"{event_name(event.type):<19}  {state_name(event.state)}"
+    text = f"{when}  {which}{event.sequence:>4}  {what}"
+    return clean(f"{text:<{65 + len(which)}}  {detail}" if detail else text)
 
 
-def events(found: Iterable[JobEvent], output: Format) -> None:
+def events(found: Iterable[JobEvent], output: Format, *, with_job: bool = False) -> None:
     for event in found:
-        line(to_json(event) if output is Format.JSON else event_line(event))
+        line(to_json(event) if output is Format.JSON else event_line(event, with_job))
 
 
 def _detail(event: JobEvent) -> str:

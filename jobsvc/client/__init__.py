@@ -22,7 +22,8 @@ from generated.jobsvc.v1.job_service_pb2 import (
     SubmitJobRequest,
     SubmitJobResponse,
 )
-from generated.jobsvc.v1.schedule_service_pb2 import Schedule
+from generated.jobsvc.v1.schedule_service_pb2 import MissedTicks, Overlap, Schedule
+from jobsvc.client.admin import BulkResponse, QueueChanges
 from jobsvc.client.client import Client
 from jobsvc.client.convert import (
     INTEGER_MAX,
@@ -43,6 +44,7 @@ from jobsvc.client.errors import CallFailed
 
 __all__ = [
     "INTEGER_MAX",
+    "BulkResponse",
     "CallFailed",
     "Client",
     "Concurrency",
@@ -55,7 +57,10 @@ __all__ = [
     "JobEvent",
     "JobOptions",
     "JobType",
+    "MissedTicks",
+    "Overlap",
     "Queue",
+    "QueueChanges",
     "RetryPolicy",
     "Schedule",
     "SubmitJobRequest",

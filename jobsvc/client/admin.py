@@ -32,6 +32,9 @@ from jobsvc.client.convert import FilterOptions, new_filter, to_duration
 BULK_SECONDS = 600.0
 
 
+BulkResponse = CancelJobsResponse | RetryJobsResponse | DeleteJobsResponse
+
+
 class QueueChanges(TypedDict, total=False):
     """`max_running` 0 and `rate_limit` None take a limit away; a rate is (starts, seconds)."""
 

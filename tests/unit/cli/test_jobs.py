@@ -238,7 +238,7 @@ def test_no_is_exit_code_4_and_one_line(
 def test_an_address_where_nobody_answers(
     script: Script, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobsvc.cli.app.CALL_SECONDS_MAX", 0.5)
+    monkeypatch.setattr("jobsvc.cli.options.CALL_SECONDS_MAX", 0.5)
     ended = run("get", JOB_ID, "--address", "127.0.0.1:1")
     assert (ended.code, ended.out) == (4, "")
     assert ended.err.startswith("UNAVAILABLE: ")
