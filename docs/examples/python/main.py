@@ -1,9 +1,8 @@
 """Submits a job once, follows it over every broken connection, and prints how it ended.
 
-    pip install grpcio grpcio-tools
-    python -m grpc_tools.protoc -I protos --python_out=. --grpc_python_out=. \\
-        protos/jobsvc/v1/*.proto
-    python main.py demo.sleep '{"seconds": 5, "steps": 5}' order-17
+  pip install grpcio grpcio-tools
+  python -m grpc_tools.protoc -I protos --python_out=. --grpc_python_out=. protos/jobsvc/v1/*.proto
+  python main.py demo.sleep '{"seconds": 5, "steps": 5}' order-17
 
 Where this repository is installed, `jobsvc.client.Client` does all of this and more.
 """
