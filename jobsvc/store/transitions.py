@@ -7,7 +7,7 @@ lost to somebody else and is left alone (the verb says which).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, assert_never
@@ -24,6 +24,7 @@ from jobsvc.core.model import (
     Job,
     JobError,
     Log,
+    OnConflict,
     Output,
     Progress,
     Report,
@@ -34,17 +35,20 @@ from jobsvc.core.model import (
 )
 from jobsvc.core.states import (
     CRASHES_MAX,
+    RETRYABLE_STATES,
+    TERMINAL_STATES,
     WAITING_STATES,
     EventType,
     JobState,
     backoff_seconds,
 )
-from jobsvc.errors import JobStateForbids, JobUnknown
+from jobsvc.errors import JobStateForbids, JobUnknown, UniqueConflict
 from jobsvc.store import registry
 from jobsvc.store.batch import Batch, LockedJob, lock, lock_next
 from jobsvc.store.database import Transaction
 from jobsvc.store.rows import job_from_row, policy_from_row, progress_to_json
-from jobsvc.store.tables import idempotency_keys, job_events, jobs
+from jobsvc.store.tables import idempotency_keys, job_events, job_labels, jobs
+from jobsvc.store.uniqueness import key_of, lock_holders
 
 LOG_BYTES_MAX = 8 * 1024 * 1024
 # What an entry counts at least: millions of empty ones are a flood too.
@@ -52,6 +56,10 @@ LOG_BYTES_MIN = 64
 OUTPUT_BYTES_MAX = 8 * 1024 * 1024
 # A message of a type that its receiver cannot run goes round again after this long.
 OTHER_TYPE_DELAY = timedelta(seconds=1)
+
+
+# Of many jobs: what each has become, or why it was left alone. Unknown ones are missing.
+Answers = dict[str, Job | JobStateForbids | UniqueConflict]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +254,111 @@ def cancel(tx: Transaction, job_id: str, reason: str, actor: str) -> tuple[Job, 
     return job_from_row(job), batch.write()
 
 
+def retry(tx: Transaction, job_id: str, actor: str) -> tuple[Job, Effects]:
+    """FAILED or CANCELLED -> QUEUED, another run with a fresh budget.
+
+    Raises JobUnknown, JobStateForbids, and UniqueConflict where another job holds its unique key
+    and is not to be replaced; to answer with that one would look as if this one had been retried.
+    """
+    answers, effects = retry_many(tx, [job_id], actor)
+    return _only(job_id, answers), effects
+
+
+def retry_many(tx: Transaction, job_ids: Collection[str], actor: str) -> tuple[Answers, Effects]:
+    """The same for each of `job_ids`, in their order as sorted: each sees those before."""
+    asked = tx.execute(
+        sa.select(jobs.c.job_type, jobs.c.unique_key, jobs.c.unique_on_conflict).where(
+            jobs.c.id.in_(job_ids), jobs.c.unique_key.is_not(None)
+        )
+    ).all()
+    replaced = {key_of(row) for row in asked if row.unique_on_conflict == OnConflict.REPLACE}
+    holders, locked = lock_holders(tx, {key_of(row) for row in asked}, replaced, job_ids)
+    batch = Batch(tx)
+    answers: Answers = {}
+    retried = []
+    for job in (locked[job_id] for job_id in sorted(job_ids) if job_id in locked):
+        held = holders.of(key_of(job)) if job.unique_key is not None else []
+        if job.was_state not in RETRYABLE_STATES:
+            why = "only a FAILED or CANCELLED job can be retried"
+            answers[job.id] = JobStateForbids(job.id, JobState(job.was_state), why)
+        elif held and job.unique_on_conflict != OnConflict.REPLACE:
+            answers[job.id] = UniqueConflict(held[0].id)
+        else:
+            replace_waiting(batch, held, job.id, actor)
+            _retry(batch, job, actor)
+            retried.append(job)
+    answers |= {job.id: job_from_row(job) for job in retried}
+    return answers, batch.write()
+
+
+def _retry(batch: Batch, job: LockedJob, actor: str) -> None:
+    batch.set(
+        job,
+        failures=0,
+        crashes=0,
+        log_bytes=0,
+        output_bytes=0,
+        schedule_time=min(job.schedule_time, batch.tx.now),
+        finish_time=None,
+        purge_time=None,
+        expire_time=None,
+        cancel_reason=None,
+        progress=None,
+        error=None,
+        error_type=None,
+    )
+    batch.move(job, EventType.RETRIED, JobState.QUEUED, actor=actor)
+
+
+def replace_waiting(
+    batch: Batch, holders: Iterable[Any], job_id: str, actor: str
+) -> tuple[str, ...]:
+    """Those that wait end CANCELLED for the sake of `job_id`; answers their ids. What runs is
+    left."""
+    waiting = [job for job in holders if job.state in WAITING_STATES]
+    for job in waiting:
+        _cancelled(batch, job, f"replaced by job {job_id}", actor)
+    return tuple(job.id for job in waiting)
+
+
+def delete(tx: Transaction, job_id: str) -> None:
+    """An ended job with all that is known of it. Raises JobUnknown, JobStateForbids."""
+    _only(job_id, delete_many(tx, [job_id]))
+
+
+def delete_many(tx: Transaction, job_ids: Collection[str]) -> Answers:
+    """The same for each of `job_ids`; answers those that are gone as they were.
+
+    The idempotency key stays for its time. So does what is owed to the broker: a dead letter says
+    all by itself, and a message for a job that is gone is dropped.
+    """
+    answers: Answers = {}
+    for job in lock(tx, job_ids).values():
+        if job.state in TERMINAL_STATES:
+            answers[job.id] = job_from_row(job)
+        else:
+            why = "only an ended job can be deleted; cancel it first"
+            answers[job.id] = JobStateForbids(job.id, JobState(job.state), why)
+    _remove(tx, [job_id for job_id, answer in answers.items() if isinstance(answer, Job)])
+    return answers
+
+
+def _remove(tx: Transaction, job_ids: Sequence[str]) -> None:
+    if job_ids:
+        tx.execute(sa.delete(job_events).where(job_events.c.job_id.in_(job_ids)))
+        tx.execute(sa.delete(job_labels).where(job_labels.c.job_id.in_(job_ids)))
+        tx.execute(sa.delete(jobs).where(jobs.c.id.in_(job_ids)))
+
+
+def _only(job_id: str, answers: Answers) -> Job:
+    answer = answers.get(job_id)
+    if answer is None:
+        raise JobUnknown(job_id)
+    if not isinstance(answer, Job):
+        raise answer
+    return answer
+
+
 def report(
     tx: Transaction, reports: Mapping[str, tuple[str, Sequence[Report]]]
 ) -> tuple[frozenset[str], Effects]:
@@ -424,9 +537,7 @@ def purge(tx: Transaction, limit: int) -> int:
             .with_for_update(skip_locked=True)
         )
     ]
-    if doomed:
-        tx.execute(sa.delete(job_events).where(job_events.c.job_id.in_(doomed)))
-        tx.execute(sa.delete(jobs).where(jobs.c.id.in_(doomed)))
+    _remove(tx, doomed)
     keys = (
         sa.select(idempotency_keys.c.key)
         .where(

@@ -32,6 +32,7 @@ from jobsvc.store import dispatching, queries, registry, transitions
 from jobsvc.store.database import Database, Transaction
 from jobsvc.store.submission import Answer, Submitted, submit
 from jobsvc.store.tables import job_events, jobs, metadata, outbox, service
+from jobsvc.store.transitions import Answers
 
 T = TypeVar("T")
 
@@ -154,6 +155,20 @@ class House:
     def cancel(self, job_id: str, reason: str = "enough", actor: str = "alice") -> Job:
         job, self.effects = self.write(lambda tx: transitions.cancel(tx, job_id, reason, actor))
         return job
+
+    def retry(self, job_id: str, actor: str = "alice") -> Job:
+        job, self.effects = self.write(lambda tx: transitions.retry(tx, job_id, actor))
+        return job
+
+    def retry_many(self, *job_ids: str, actor: str = "alice") -> Answers:
+        answers, self.effects = self.write(lambda tx: transitions.retry_many(tx, job_ids, actor))
+        return answers
+
+    def delete(self, job_id: str) -> None:
+        self.write(lambda tx: transitions.delete(tx, job_id))
+
+    def delete_many(self, *job_ids: str) -> Answers:
+        return self.write(lambda tx: transitions.delete_many(tx, job_ids))
 
     def promote(self, limit: int = 100) -> int:
         return self._count(lambda tx: transitions.promote(tx, limit))

@@ -1,0 +1,106 @@
+"""Unique keys: which jobs hold one.
+
+Each job says by the scope that it was submitted with how long it holds its own key; what becomes of
+those that hold it is said by the job that asks for it (its `on_conflict`). There may be several:
+one that was replaced while it ran is left, and a job that goes back to waiting asks nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from jobsvc.core.model import UniqueScope
+from jobsvc.core.states import WAITING_STATES, JobState
+from jobsvc.store.batch import LockedJob, lock
+from jobsvc.store.database import Transaction
+from jobsvc.store.rows import JOB_COLUMNS
+from jobsvc.store.tables import jobs
+
+Key = tuple[str, str]  # job type, unique key
+
+# As the index has it, so that it is used.
+_ACTIVE = jobs.c.state.in_(
+    [sa.literal_column(f"'{state}'") for state in (*WAITING_STATES, JobState.RUNNING)]
+)
+
+
+class Holders:
+    """Jobs with unique keys, each a row of JOB_COLUMNS or a LockedJob, which may be moved on."""
+
+    def __init__(self, found: Iterable[Any]) -> None:
+        self._jobs: defaultdict[Key, list[Any]] = defaultdict(list)
+        for job in found:
+            self.add(job)
+
+    def add(self, job: Any) -> None:
+        self._jobs[job.job_type, job.unique_key].append(job)
+
+    def of(self, key: Key) -> list[Any]:
+        """Who holds it now: those that wait before those that run, the newest first."""
+        holding = [job for job in self._jobs.get(key, ()) if _holds(job)]
+        return sorted(holding, key=lambda job: (job.state in WAITING_STATES, job.id), reverse=True)
+
+
+def _holds(job: Any) -> bool:
+    runs = job.state == JobState.RUNNING and job.unique_scope == UniqueScope.ACTIVE
+    return runs or job.state in WAITING_STATES
+
+
+def lock_holders(
+    tx: Transaction,
+    keys: Collection[Key],
+    replaced: Collection[Key],
+    job_ids: Collection[str] = (),
+) -> tuple[Holders, dict[str, LockedJob]]:
+    """Who holds `keys`; nobody else comes to hold one of them before this transaction ends.
+
+    Locks, in one go and so in id order, the jobs that wait and hold a key of `replaced`, and those
+    of `job_ids`, which it answers too.
+    """
+    found: Sequence[Any] = ()
+    if keys:
+        _lock_keys(tx, keys)
+        found = active(tx.connection, keys)
+    wanted = {row.id for row in found if row.state in WAITING_STATES and key_of(row) in replaced}
+    wanted.update(job_ids)
+    locked = lock(tx, wanted) if wanted else {}
+    others = (row for row in found if row.id not in wanted)
+    return Holders([*others, *(j for j in locked.values() if j.unique_key is not None)]), locked
+
+
+def key_of(job: Any) -> Key:
+    return job.job_type, job.unique_key
+
+
+def active(connection: sa.Connection, keys: Collection[Key]) -> Sequence[sa.Row[Any]]:
+    """The jobs with one of these keys that have not ended: no others can hold it."""
+    by_type: defaultdict[str, list[str]] = defaultdict(list)
+    for job_type, key in keys:
+        by_type[job_type].append(key)
+    wanted = (
+        sa.and_(jobs.c.job_type == job_type, jobs.c.unique_key.in_(each), _ACTIVE)
+        for job_type, each in by_type.items()
+    )
+    return connection.execute(sa.select(*JOB_COLUMNS).where(sa.or_(*wanted))).all()
+
+
+def _lock_keys(tx: Transaction, keys: Collection[Key]) -> None:
+    """In sorted order: two servers with the same keys in opposite order would deadlock. On SQLite
+    a transaction that writes is alone anyway."""
+    if tx.connection.dialect.name == "sqlite":
+        return
+    kind = ARRAY(sa.BigInteger)
+    given = sa.bindparam("numbers", sorted({_number(key) for key in keys}), type_=kind)
+    number = sa.func.unnest(sa.cast(given, kind)).column_valued("number")
+    tx.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+
+
+def _number(key: Key) -> int:
+    digest = hashlib.blake2b("\0".join(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)
