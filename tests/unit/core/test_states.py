@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from jobsvc.core import states
 from jobsvc.core.states import (
     ARROWS,
+    RETRYABLE_STATES,
     TERMINAL_EVENTS,
     TERMINAL_STATES,
     WAITING_STATES,
@@ -25,8 +26,16 @@ def test_a_state_waits_runs_or_has_ended() -> None:
     assert [event for event in EventType if event.terminal] == list(TERMINAL_EVENTS)
 
 
-def test_nothing_leaves_an_end() -> None:
-    assert [arrow for arrow in ARROWS if arrow[0] in TERMINAL_STATES] == []
+def test_nothing_but_a_retry_leaves_an_end() -> None:
+    assert {arrow for arrow in ARROWS if arrow[0] in TERMINAL_STATES} == {
+        (state, EventType.RETRIED, JobState.QUEUED) for state in RETRYABLE_STATES
+    }
+    assert {a[0] for a in ARROWS if a[1] is EventType.RETRIED} == set(RETRYABLE_STATES)
+
+
+def test_an_update_leaves_a_job_waiting() -> None:
+    updated = [arrow for arrow in ARROWS if arrow[1] is EventType.UPDATED]
+    assert {a[0] for a in updated} == {a[2] for a in updated} == set(WAITING_STATES)
 
 
 def test_a_terminal_event_leads_to_its_end_and_nothing_else_does() -> None:
@@ -68,13 +77,13 @@ def test_the_docstring_names_every_arrow() -> None:
     documented = set()
     for line in states.__doc__.splitlines():
         if not (arrow := re.match(r"(.+?) -> (.+?)  +(.+?)  +", line)):
-            arrow = re.match(r"(RUNNING) (\(stays\))  +(.+?)  +", line)
+            arrow = re.match(r"(RUNNING|waiting) (\(stays\))  +(.+?)  +", line)
         if arrow is None:
             continue
         sources, targets, events = arrow.groups()
         last = re.sub(r"\(.*\)", "", events).split(", ")
         if targets == "(stays)":
-            documented |= {("RUNNING", event.strip(), "RUNNING") for event in last}
+            documented |= {(sources, event.strip(), sources) for event in last}
             continue
         for source in sources.split(" | "):
             for target in targets.split(" | "):
@@ -84,7 +93,8 @@ def test_the_docstring_names_every_arrow() -> None:
     spoken = {("RUNNING", "ATTEMPT_FAILED", "RUNNING")}
     for source, event, target in documented:
         for each in waiting if source == "waiting" else {source}:
-            spoken.add(("None" if each == "(none)" else each, event, target))
+            stays = target == "waiting"
+            spoken.add(("None" if each == "(none)" else each, event, each if stays else target))
     assert spoken == {(str(before), str(event), str(after)) for before, event, after in ARROWS}
 
 
