@@ -11,7 +11,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,18 +19,23 @@ from typing import Any
 import grpc
 import grpc.aio
 import uvloop
+from google.protobuf import text_format
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from generated.jobsvc.v1 import job_service_pb2 as pb
-from generated.jobsvc.v1.job_pb2 import JOB_EVENT_TYPE_STARTED, JOB_EVENT_TYPE_SUCCEEDED
+from generated.jobsvc.v1.job_pb2 import JOB_EVENT_TYPE_STARTED, JOB_EVENT_TYPE_SUCCEEDED, JobFilter
 from generated.jobsvc.v1.job_service_pb2_grpc import JobServiceStub
 from jobsvc.client import new_job
-from scripts.benchmarks.echo import METHOD
+from scripts.benchmarks.echo import METHOD, REPEAT
 
 PAYLOAD = {"to": "somebody@example.com", "subject": "A benchmark", "number": 42, "text": "x" * 100}
 JOB_TYPE = "demo.echo"
 WARM_UP_SECONDS = 0.5
 WATCH_CHANNELS = 10
+TALK_LINES = 30
+BULK = 500
+EVENT_BYTES = 150  # of a WatchJobs message, about
 # How often a Celery client asks the database; it would by default every 500 ms.
 CELERY_POLL_SECONDS = 0.005
 
@@ -38,7 +43,9 @@ CELERY_POLL_SECONDS = 0.005
 @dataclass(frozen=True, slots=True)
 class Order:
     """`kind`: submit (for `seconds`, `bulk` jobs a call), latency (`count` jobs one after the
-    other) or watchers (`count` of idle jobs). `side`: jobsvc, echo or celery."""
+    other), watchers (`count` of idle jobs), fanout (`count` watchers of one job that has much to
+    say), fleet (one watcher of `count` jobs), or list (`count` pages by `filter`, a JobFilter in
+    text form). `side`: jobsvc, echo or celery."""
 
     kind: str
     side: str
@@ -47,6 +54,7 @@ class Order:
     bulk: int = 1
     seconds: float = 1.0
     count: int = 0
+    filter: str = ""
 
 
 @dataclass(slots=True)
@@ -93,10 +101,10 @@ async def _grpc(order: Order) -> None:
     async with _channel(order.address) as channel:
         if order.kind == "submit":
             await _submit_for(order, _caller(order, channel))
-        elif order.kind == "latency":
-            await _run_jobs(order, JobServiceStub(channel))
+        elif order.side == "echo":
+            await _read_echoes(order, channel)
         else:
-            await _watch(order, JobServiceStub(channel))
+            await KINDS[order.kind](order, JobServiceStub(channel))
 
 
 def _channel(address: str) -> grpc.aio.Channel:
@@ -181,6 +189,87 @@ async def _watch(order: Order, stub: Any) -> None:
     done.count = order.count
     _tell(done)
     await asyncio.to_thread(sys.stdin.read)
+
+
+async def _fan_out(order: Order, stub: Any) -> None:
+    """All watch one job that waits; then it is let go, and tells all of them everything."""
+    request = new_job("bench.talk", {"lines": TALK_LINES})
+    request.delay.CopyFrom(Duration(seconds=3600))
+    job_id = (await stub.SubmitJob(request)).job.job_id
+    channels = [_channel(order.address) for _ in range(WATCH_CHANNELS)]
+    stubs: list[Any] = [JobServiceStub(channel) for channel in channels]
+    calls = [
+        stubs[number % WATCH_CHANNELS].WatchJob(pb.WatchJobRequest(job_id=job_id))
+        for number in range(order.count)
+    ]
+    for call in calls:
+        await call.read()  # SUBMITTED
+    done = _go()
+    let_go = pb.UpdateJobRequest(job_id=job_id, schedule_time=Timestamp())
+    let_go.update_mask.paths.append("schedule_time")
+    await stub.UpdateJob(let_go)
+    done.count = sum(await asyncio.gather(*map(_read_all, calls)))
+    _tell(done)
+
+
+async def _read_all(call: Any) -> int:
+    count = 0
+    async for _ in call:
+        count += 1
+    return count
+
+
+async def _follow_fleet(order: Order, stub: Any) -> None:
+    """The events of jobs that were submitted while the watcher was away."""
+    watch = stub.WatchJobs(pb.WatchJobsRequest())
+    token = (await watch.read()).resume_token
+    watch.cancel()
+    many = pb.SubmitJobsRequest(requests=[new_job(JOB_TYPE, PAYLOAD)] * BULK)
+    for _ in range(0, order.count, BULK):
+        await stub.SubmitJobs(many)
+    done = _go()
+    watch = stub.WatchJobs(pb.WatchJobsRequest(resume_token=token))
+    async for message in watch:
+        done.count += message.HasField("event")
+        if done.count >= order.count:
+            break
+    watch.cancel()
+    _tell(done)
+
+
+async def _read_echoes(order: Order, channel: grpc.aio.Channel) -> None:
+    """The same count of messages, of the same size, that nobody had to find."""
+    streams = order.count if order.kind == "fanout" else 1
+    each = TALK_LINES if order.kind == "fanout" else order.count
+    channels = [_channel(order.address) for _ in range(min(WATCH_CHANNELS, streams))]
+    done = _go()
+    stubs: list[Any] = [channel.unary_stream(REPEAT) for channel in channels]
+    wanted = f"{each} {EVENT_BYTES}".encode()
+    calls = [stubs[number % len(stubs)](wanted) for number in range(streams)]
+    done.count = sum(await asyncio.gather(*map(_read_all, calls)))
+    _tell(done)
+
+
+async def _list(order: Order, stub: Any) -> None:
+    wanted = text_format.Parse(order.filter, JobFilter())
+    request = pb.ListJobsRequest(filter=wanted)
+    await stub.ListJobs(request)
+    done = _go()
+    for _ in range(order.count):
+        began = time.monotonic()
+        page = await stub.ListJobs(request)
+        done.to_done.append(time.monotonic() - began)
+        done.count += len(page.jobs)
+    _tell(done)
+
+
+KINDS: Mapping[str, Callable[[Order, Any], Awaitable[None]]] = {
+    "latency": _run_jobs,
+    "watchers": _watch,
+    "fanout": _fan_out,
+    "fleet": _follow_fleet,
+    "list": _list,
+}
 
 
 # Celery: so many threads.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 OURS = "jobsvc"
-OTHERS = ("Celery", "unconfirmed", "echo")
+OTHERS = ("Celery", "unconfirmed", "echo", "empty")
 PARTS = ("clients", "server", "worker", "children", "PostgreSQL", "RabbitMQ")
 
 Rounds = Mapping[str, Sequence[float]]  # by side
@@ -48,6 +48,15 @@ ROWS = (
     Row("start_p99", "submit to start seen, p99, ms"),
     Row("done_p50", "submit to done seen, p50, ms", (Aim(1, "Celery", at_most=True),)),
     Row("done_p99", "submit to done seen, p99, ms", (Aim(1, "Celery", at_most=True),)),
+    Row("fan_out", "one job to many watchers, events/s"),
+    Row("fleet", "many jobs to one watcher, events/s", (Aim(5000),)),
+    Row("scale_submit", "submit behind finished jobs, jobs/s", (Aim(0.9, "empty"),)),
+    Row("scale_drain", "drain behind finished jobs, jobs/s", (Aim(0.9, "empty"),)),
+    Row("list_newest", "a page of 50, the newest, p50, ms"),
+    Row("list_failed", "the same, failed"),
+    Row("list_type", "the same, of a type"),
+    Row("list_queue_failed", "the same, of a queue and failed"),
+    Row("list_label", "the same, with a label"),
     Row("watcher", "an idle watcher in the server, KiB", (Aim(30, at_most=True),)),
     Row("server_rss", "idle server, RSS, MiB", (Aim(120, at_most=True),)),
     Row("server_uss", "idle server, USS, MiB"),

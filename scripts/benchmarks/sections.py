@@ -15,6 +15,8 @@ from scripts.benchmarks.sides import (
     Celery,
     Cpu,
     Echo,
+    Emptied,
+    Filled,
     Jobsvc,
     Loaded,
     Nodes,
@@ -33,10 +35,12 @@ class Effort:
     fill_seconds: float
     samples: int
     watchers: int
+    fleet: int
+    rows: int
 
 
-FULL = Effort(seconds=6.0, fill_seconds=3.0, samples=200, watchers=1000)
-QUICK = Effort(seconds=1.5, fill_seconds=0.5, samples=40, watchers=300)
+FULL = Effort(6.0, 3.0, samples=200, watchers=1000, fleet=20_000, rows=10_000_000)
+QUICK = Effort(1.5, 0.5, samples=40, watchers=300, fleet=5_000, rows=100_000)
 
 
 @dataclass(slots=True)
@@ -134,6 +138,56 @@ def _watcher_kib(side: Jobsvc, count: int) -> float:
     return (side.memory()["server"]["uss"] - before) / count
 
 
+def fan_out(side: Side, effort: Effort) -> Measured:
+    """One job, watched by many."""
+    if isinstance(side, Jobsvc):
+        side.start_worker()
+    clients = side.clients(Order("fanout", "", count=effort.watchers), 1)
+    before = side.cpu()
+    loaded = clients.run()
+    return Measured(
+        {"fan_out": loaded.count / loaded.seconds},
+        {"fan-out, an event": _cost(side, before, loaded)},
+    )
+
+
+def fleet(side: Side, effort: Effort) -> Measured:
+    """Many jobs, watched by one."""
+    clients = side.clients(Order("fleet", "", count=effort.fleet), 1)
+    before = side.cpu()
+    loaded = clients.run()
+    return Measured(
+        {"fleet": loaded.count / loaded.seconds},
+        {"fleet, an event": _cost(side, before, loaded)},
+    )
+
+
+LISTS = {
+    "newest": "",
+    "failed": "states: JOB_STATE_FAILED",
+    "type": "job_types: 'bench.type7'",
+    "queue_failed": "queue: 'bench.queue0' states: JOB_STATE_FAILED",
+    "label": "labels { key: 'bench' value: '42' }",
+}
+
+
+def scale(side: Side, effort: Effort) -> Measured:
+    """Behind many finished jobs and in front of none: submit, run, list."""
+    submitted = side.clients(Order("submit", "", in_flight=64, seconds=effort.seconds)).run()
+    found = Measured({"scale_submit": submitted.count / submitted.seconds})
+    side.wait_published()
+    side.start_worker()
+    total = submitted.warmed_up + submitted.count
+    side.wait_ended(total)
+    first, last = side.span()
+    found.values["scale_drain"] = total / (last - first)
+    for name, wanted in LISTS.items():
+        order = Order("list", "", count=effort.samples, filter=wanted)
+        listed = side.clients(order, 1).run()
+        found.values[f"list_{name}"] = _percentile_ms(listed.to_done, 50)
+    return found
+
+
 Section = Callable[[Side, Effort], Measured]
 SECTIONS: Mapping[str, tuple[Section, tuple[type[Side], ...]]] = {
     "submit": (submit, (Jobsvc, Celery, UnconfirmedCelery, Echo)),
@@ -141,12 +195,16 @@ SECTIONS: Mapping[str, tuple[Section, tuple[type[Side], ...]]] = {
     "flow": (flow, (Jobsvc, Celery)),
     "latency": (latency, (Jobsvc, Celery)),
     "memory": (memory, (Jobsvc, Celery)),
+    "fan-out": (fan_out, (Jobsvc, Echo)),
+    "fleet": (fleet, (Jobsvc, Echo)),
+    "scale": (scale, (Filled, Emptied)),
 }
 
 
 def measure(name: str, side: type[Side], nodes: Nodes, effort: Effort) -> Measured:
     """Starts the side anew for it."""
     section, _ = SECTIONS[name]
+    Filled.rows = effort.rows
     with side.open(nodes) as opened:
         return section(opened, effort)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from abc import ABC
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ import psycopg2
 
 from jobsvc.store import schema
 from jobsvc.store.database import Database
+from scripts.benchmarks import history
 from scripts.benchmarks.load import Done, Order
 from scripts.benchmarks.programs import Program, children, cpu_seconds, memory_kib
 from tests.harness import until
@@ -226,6 +228,7 @@ class Clients:
 class Jobsvc(Side):
     name = "jobsvc"
     order_side = "jobsvc"
+    _ours = "queue = 'default'"  # what history there is lies in other queues
 
     def __init__(self, nodes: Nodes, stack: ExitStack) -> None:
         super().__init__(nodes, stack)
@@ -241,9 +244,14 @@ class Jobsvc(Side):
             "JOBSVC_METRICS_LISTEN": "",
             "JOBSVC_LOG_FORMAT": "json",
             "JOBSVC_CONCURRENCY": str(WORKER_PROCESSES),
+            "JOBSVC_HANDLERS": "worker.handlers,scripts.benchmarks.handlers",
         }
+        self.fill(url)
         self.server = self._run("server")
         self._address = self.server.wait_for(r'"ready".*"address": ?"([^"]+)"')[1]
+
+    def fill(self, url: str) -> None:
+        """What its database is to hold before anything runs on it."""
 
     @property
     def address(self) -> str:
@@ -254,7 +262,8 @@ class Jobsvc(Side):
         self.worker.wait_for('"ready"')
 
     def ended_count(self) -> int:
-        return int(self._ask("SELECT count(*) FROM jobs WHERE state = 'SUCCEEDED'")[0])
+        query = f"SELECT count(*) FROM jobs WHERE state = 'SUCCEEDED' AND {self._ours}"
+        return int(self._ask(query)[0])
 
     def is_published(self) -> bool:
         return bool(self._ask("SELECT count(*) = 0 FROM outbox")[0])
@@ -262,13 +271,28 @@ class Jobsvc(Side):
     def span(self) -> tuple[float, float]:
         first, last = self._ask(
             "SELECT extract(epoch FROM min(start_time)), extract(epoch FROM max(finish_time))"
-            " FROM jobs"
+            f" FROM jobs WHERE {self._ours}"
         )
         return float(first), float(last)
 
     def _run(self, kind: str) -> Program:
         arguments = ["-c", "from jobsvc.cli import main; main()", kind]
         return self.spawn(kind, arguments, self._settings)
+
+
+class Emptied(Jobsvc):
+    """The service on an empty database, to compare the full one with."""
+
+    name = "empty"
+
+
+class Filled(Jobsvc):
+    """The service behind `rows` finished jobs."""
+
+    rows = 0
+
+    def fill(self, url: str) -> None:
+        history.fill(url, self.rows, lambda text: print(text, file=sys.stderr, flush=True))
 
 
 class Celery(Side):

@@ -39,9 +39,11 @@ def test_a_row_shows_medians_ranges_ratios_and_each_aim() -> None:
         "100 (90.0-120)",
         "-",
         "1000",
+        "-",
         "3.00",
         "-",
         "0.30",
+        "-",
         ">= 2.5 x Celery reached, >= 0.5 x echo MISSED",
     ]
 
