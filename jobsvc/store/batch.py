@@ -119,6 +119,7 @@ class Batch:
         }
         if error is not None:
             values |= {"error": error_to_json(error), "error_type": error.type}
+            values["error_time"] = self.tx.now
         if state is not JobState.RUNNING:
             values |= {"lease_token": None, "lease_expire_time": None}
         if state is not JobState.RETRYING:

@@ -52,6 +52,12 @@ _DISPOSE = {"25006", "57P01", "57P02", "57P03"}
 NUMBER = sa.literal_column("pg_current_xact_id()::text::bigint", sa.BigInteger).label("number")
 
 
+# For one transaction. What is left to the planner are the indexes whose order the statement names.
+BY_INDEX = "; ".join(
+    f"SET LOCAL enable_{way} = off" for way in ("seqscan", "bitmapscan", "hashjoin", "mergejoin")
+)
+
+
 class CommitUnknown(DatabaseUnavailable):
     """The connection was lost while COMMIT was under way: it may or may not have happened.
 
@@ -132,6 +138,11 @@ class Database:
             if self.sqlite
             else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         )
+        self._snapshots = (
+            self.engine
+            if self.sqlite
+            else self.engine.execution_options(isolation_level="REPEATABLE READ")
+        )
 
     def write(self, body: Callable[[Transaction], T], *, numbered: bool = False) -> T:
         """Runs `body` in one transaction and commits it. `numbered`: it will want `Transaction.x`
@@ -161,9 +172,12 @@ class Database:
     def read(self, body: Callable[[sa.Connection], T]) -> T:
         """Runs `body`, which only reads. On PostgreSQL each of its statements sees a snapshot of
         its own; on SQLite all see one. May run twice, as in `write`. Raises DatabaseUnavailable."""
+        return self._read(body, self._reader)
+
+    def _read(self, body: Callable[[sa.Connection], T], engine: sa.Engine) -> T:
         for last in (False, True):
             try:
-                with self._reader.connect() as connection:
+                with engine.connect() as connection:
                     return body(connection)
             except DBAPIError as error:
                 if error.connection_invalidated and not last:
@@ -172,6 +186,18 @@ class Database:
             except PoolTimeoutError as error:
                 raise DatabaseUnavailable from error
         raise AssertionError("the last attempt returns or raises")
+
+    def scan(self, body: Callable[[sa.Connection], T]) -> T:
+        """As `read`, on one snapshot, and on PostgreSQL with a planner that goes by indexes alone,
+        in their order, whatever it believes of the tables."""
+        if self.sqlite:
+            return self.read(body)
+
+        def by_index(connection: sa.Connection) -> T:
+            connection.exec_driver_sql(BY_INDEX)
+            return body(connection)
+
+        return self._read(by_index, self._snapshots)
 
     def execute(self, statement: sa.Executable) -> None:
         """One statement that may run twice, in a transaction of its own: on PostgreSQL one round

@@ -31,7 +31,7 @@ _HIDDEN = {
     *("payload", "payload_content_type", "result", "result_content_type"),
     *("lease_token", "lease_expire_time", "held", "held_for", "log_bytes", "output_bytes"),
     *("span_id", "queued_time", "dispatch_time", "dispatch_count"),
-    *("failures", "crashes", "retention", "error_type", "last_x"),
+    *("failures", "crashes", "retention", "error_type", "error_time", "last_x"),
 }
 JOB_COLUMNS = tuple(c for c in jobs.c if c.name not in _HIDDEN)
 JOB_COLUMNS_WITH_PAYLOAD = (*JOB_COLUMNS, jobs.c.payload, jobs.c.payload_content_type)

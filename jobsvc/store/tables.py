@@ -110,6 +110,7 @@ jobs = sa.Table(
     sa.Column("progress", Json),
     sa.Column("error", Json),
     sa.Column("error_type", sa.Text),  # of `error`, to find jobs by
+    sa.Column("error_time", UtcTime),  # when it happened
     sa.Column("result", sa.LargeBinary),
     sa.Column("result_content_type", sa.Text),
     sa.Column("worker_id", sa.Text),
@@ -200,6 +201,13 @@ jobs = sa.Table(
     sa.Index("ix_jobs_list_job_type", "job_type", "id"),
     sa.Index("ix_jobs_list_queue", "queue", "id"),
     sa.Index("ix_jobs_list_error_type", "error_type", "id", **_where("error_type IS NOT NULL")),
+    # All that have one. Its first column is always true: an order that no other index has.
+    sa.Index(
+        "ix_jobs_list_error",
+        sa.text("(error_type IS NOT NULL)"),
+        "id",
+        **_where("error_type IS NOT NULL"),
+    ),
     sa.Index("ix_jobs_finish_time", "finish_time", **_where("finish_time IS NOT NULL")),
     # Room on each page for the updates of a job's life, so that most of them stay on it.
     postgresql_with={"fillfactor": "80"},

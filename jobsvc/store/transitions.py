@@ -7,7 +7,7 @@ lost to somebody else and is left alone (the verb says which).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, assert_never
@@ -58,8 +58,14 @@ OUTPUT_BYTES_MAX = 8 * 1024 * 1024
 OTHER_TYPE_DELAY = timedelta(seconds=1)
 
 
-# Of many jobs: what each has become, or why it was left alone. Unknown ones are missing.
+# Of many jobs: what each has become, or why it was left alone. Unknown ones, and those that are not
+# wanted, are missing.
 Answers = dict[str, Job | JobStateForbids | UniqueConflict]
+Wanted = Callable[[LockedJob], bool]
+
+
+def everything(_job: LockedJob) -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,23 +241,37 @@ def cancel(tx: Transaction, job_id: str, reason: str, actor: str) -> tuple[Job, 
 
     Raises JobUnknown, and JobStateForbids where the job ended otherwise.
     """
-    job = lock(tx, [job_id]).get(job_id)
-    if job is None:
-        raise JobUnknown(job_id)
+    answers, effects = cancel_many(tx, [job_id], reason, actor)
+    return _only(job_id, answers), effects
+
+
+def cancel_many(
+    tx: Transaction,
+    job_ids: Collection[str],
+    reason: str,
+    actor: str,
+    wanted: Wanted = everything,
+) -> tuple[Answers, Effects]:
+    """The same for each of `job_ids` that is `wanted` once it is locked."""
     batch = Batch(tx)
-    if job.state in WAITING_STATES:
-        _cancelled(batch, job, reason, actor)
-    elif job.state == JobState.RUNNING and job.cancel_reason is None:
-        batch.move(
-            job,
-            EventType.CANCEL_REQUESTED,
-            JobState.RUNNING,
-            actor=actor,
-            cancel_reason=reason,
-        )
-    elif job.state in (JobState.SUCCEEDED, JobState.FAILED):
-        raise JobStateForbids(job_id, JobState(job.state), "it has ended and cannot be cancelled")
-    return job_from_row(job), batch.write()
+    answers: Answers = {}
+    for job in filter(wanted, lock(tx, job_ids).values()):
+        if job.state in WAITING_STATES:
+            _cancelled(batch, job, reason, actor)
+        elif job.state == JobState.RUNNING and job.cancel_reason is None:
+            batch.move(
+                job,
+                EventType.CANCEL_REQUESTED,
+                JobState.RUNNING,
+                actor=actor,
+                cancel_reason=reason,
+            )
+        elif job.state in (JobState.SUCCEEDED, JobState.FAILED):
+            why = "it has ended and cannot be cancelled"
+            answers[job.id] = JobStateForbids(job.id, JobState(job.state), why)
+            continue
+        answers[job.id] = job_from_row(job)
+    return answers, batch.write()
 
 
 def retry(tx: Transaction, job_id: str, actor: str) -> tuple[Job, Effects]:
@@ -264,8 +284,11 @@ def retry(tx: Transaction, job_id: str, actor: str) -> tuple[Job, Effects]:
     return _only(job_id, answers), effects
 
 
-def retry_many(tx: Transaction, job_ids: Collection[str], actor: str) -> tuple[Answers, Effects]:
-    """The same for each of `job_ids`, in their order as sorted: each sees those before."""
+def retry_many(
+    tx: Transaction, job_ids: Collection[str], actor: str, wanted: Wanted = everything
+) -> tuple[Answers, Effects]:
+    """The same for each of `job_ids` that is `wanted` once it is locked, in their order as sorted:
+    each sees those before."""
     asked = tx.execute(
         sa.select(jobs.c.job_type, jobs.c.unique_key, jobs.c.unique_on_conflict).where(
             jobs.c.id.in_(job_ids), jobs.c.unique_key.is_not(None)
@@ -277,6 +300,8 @@ def retry_many(tx: Transaction, job_ids: Collection[str], actor: str) -> tuple[A
     answers: Answers = {}
     retried = []
     for job in (locked[job_id] for job_id in sorted(job_ids) if job_id in locked):
+        if not wanted(job):
+            continue
         held = holders.of(key_of(job)) if job.unique_key is not None else []
         if job.was_state not in RETRYABLE_STATES:
             why = "only a FAILED or CANCELLED job can be retried"
@@ -306,6 +331,7 @@ def _retry(batch: Batch, job: LockedJob, actor: str) -> None:
         progress=None,
         error=None,
         error_type=None,
+        error_time=None,
     )
     batch.move(job, EventType.RETRIED, JobState.QUEUED, actor=actor)
 
@@ -326,14 +352,15 @@ def delete(tx: Transaction, job_id: str) -> None:
     _only(job_id, delete_many(tx, [job_id]))
 
 
-def delete_many(tx: Transaction, job_ids: Collection[str]) -> Answers:
-    """The same for each of `job_ids`; answers those that are gone as they were.
+def delete_many(tx: Transaction, job_ids: Collection[str], wanted: Wanted = everything) -> Answers:
+    """The same for each of `job_ids` that is `wanted` once it is locked; answers those that are
+    gone as they were.
 
     The idempotency key stays for its time. So does what is owed to the broker: a dead letter says
     all by itself, and a message for a job that is gone is dropped.
     """
     answers: Answers = {}
-    for job in lock(tx, job_ids).values():
+    for job in filter(wanted, lock(tx, job_ids).values()):
         if job.state in TERMINAL_STATES:
             answers[job.id] = job_from_row(job)
         else:

@@ -48,6 +48,7 @@ def incarnation(database: Database) -> str:
     return str(database.read(lambda c: c.execute(sa.select(service.c.incarnation)).scalar_one()))
 
 
+@pytest.mark.filterwarnings("ignore:.*expression-based index")
 def test_the_migrations_make_what_tables_py_says(migrated: Database) -> None:
     with migrated.engine.connect() as connection:
         context = MigrationContext.configure(
@@ -55,7 +56,7 @@ def test_the_migrations_make_what_tables_py_says(migrated: Database) -> None:
             opts={
                 "compare_type": True,
                 "compare_server_default": _compare_default if migrated.sqlite else True,
-                "include_object": _no_descending_index if migrated.sqlite else None,
+                "include_object": _as_reflected if migrated.sqlite else None,
             },
         )
         assert compare_metadata(context, metadata) == []
@@ -73,6 +74,7 @@ def test_the_migrations_make_what_tables_py_says(migrated: Database) -> None:
             assert conditions == {
                 str(index.name): _words(index.dialect_options[connection.dialect.name]["where"])
                 for index in table.indexes
+                if not (migrated.sqlite and index.name == "ix_jobs_list_error")
             }
 
 
@@ -83,9 +85,9 @@ def _compare_default(
     return False if column.identity else None
 
 
-def _no_descending_index(_object: object, name: str | None, *_: object) -> bool:
-    """On SQLite nothing reflects the direction of an index's column."""
-    return name not in ("ix_jobs_held", "ix_jobs_held_key")
+def _as_reflected(_object: object, name: str | None, *_: object) -> bool:
+    """On SQLite nothing reflects the direction of an index's column, or an expression."""
+    return name not in ("ix_jobs_held", "ix_jobs_held_key", "ix_jobs_list_error")
 
 
 def _words(condition: object) -> list[str]:

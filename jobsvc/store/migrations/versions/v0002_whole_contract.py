@@ -46,6 +46,7 @@ def _job_columns() -> list[sa.Column[Any]]:
         sa.Column("concurrency_key", sa.Text()),
         sa.Column("concurrency_max", sa.Integer()),
         sa.Column("error_type", sa.Text()),
+        sa.Column("error_time", Time),
         sa.Column("held_for", sa.Text()),
         sa.Column("last_x", sa.BigInteger(), server_default="0", nullable=False),
     ]
@@ -70,6 +71,10 @@ def _jobs(sqlite: bool) -> None:
         )
     else:
         op.execute("UPDATE jobs SET error_type = error ->> 'type' WHERE error IS NOT NULL")
+    # Of one that has not ended, the latest attempt's start is as near as its columns tell.
+    op.execute(
+        "UPDATE jobs SET error_time = coalesce(finish_time, start_time) WHERE error IS NOT NULL"
+    )
     op.drop_index("ix_jobs_held", "jobs")
     best = sa.text("priority DESC")
     _index("ix_jobs_held", ["queue", best, "id"], "held")
@@ -83,6 +88,8 @@ def _jobs(sqlite: bool) -> None:
     for name in LISTED:
         op.create_index(f"ix_jobs_list_{name}", "jobs", [name, "id"])
     _index("ix_jobs_list_error_type", ["error_type", "id"], "error_type IS NOT NULL")
+    has_error = sa.text("(error_type IS NOT NULL)")
+    _index("ix_jobs_list_error", [has_error, "id"], "error_type IS NOT NULL")
     _index("ix_jobs_finish_time", ["finish_time"], "finish_time IS NOT NULL")
 
 
@@ -182,8 +189,8 @@ def downgrade() -> None:
         op.drop_column("workers", name)
     op.drop_index("ix_job_events_x", "job_events")
     op.drop_column("job_events", "x")
-    indexes = ("finish_time", "held", "held_key", "running_key", "unique", "list_error_type")
-    for name in (*indexes, *(f"list_{column}" for column in LISTED)):
+    indexes = ("finish_time", "held", "held_key", "running_key", "unique")
+    for name in (*indexes, *(f"list_{column}" for column in (*LISTED, "error_type", "error"))):
         op.drop_index(f"ix_jobs_{name}", "jobs")
     _index("ix_jobs_held", ["queue", "job_type"], "held")
     for column in _job_columns():
