@@ -11,7 +11,7 @@ from contextlib import aclosing
 from generated.jobsvc.v1 import job_service_pb2 as pb
 from generated.jobsvc.v1 import job_service_pb2_grpc
 from jobsvc.core.model import NewJob
-from jobsvc.errors import IdempotencyKeyReused
+from jobsvc.errors import IdempotencyKeyReused, UniqueConflict
 from jobsvc.rpc import convert, validate
 from jobsvc.rpc.interceptors import Caller, Context, absent, caller
 from jobsvc.rpc.paging import Pages, page_size
@@ -70,8 +70,8 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
     async def _preview(self, batch: _Batch, index: int) -> Submitted:
         try:
             return await self._jobs.preview(lambda registry: batch.jobs(registry)[index])
-        except IdempotencyKeyReused as error:
-            raise IdempotencyKeyReused(error.job_id, index) from None
+        except (IdempotencyKeyReused, UniqueConflict) as error:
+            raise type(error)(error.job_id, index) from None
 
     async def RunJob(
         self, request: pb.RunJobRequest, context: Context

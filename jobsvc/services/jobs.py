@@ -8,13 +8,13 @@ from collections.abc import Callable
 from jobsvc import telemetry
 from jobsvc.core.model import Job, JobEvent, JobOutcome, NewJob
 from jobsvc.core.states import JobState
-from jobsvc.errors import IdempotencyKeyReused, JobUnknown, RegistryChanged, SequenceOutOfRange
+from jobsvc.errors import JobUnknown, RegistryChanged, SequenceOutOfRange
 from jobsvc.outbox import Outbox
 from jobsvc.services.submitting import GroupCommit, Registry
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import WatchHub
 from jobsvc.store import queries, registry, submission, transitions
-from jobsvc.store.database import Connection, Database, clock
+from jobsvc.store.database import Connection, Database
 from jobsvc.store.submission import Submitted
 
 __all__ = ["Jobs", "Registry", "Submitted"]
@@ -65,24 +65,16 @@ class Jobs:
             return submitted
 
     async def preview(self, prepare: Callable[[Registry], NewJob]) -> Submitted:
-        """What `submit` would answer, with nothing stored: the job that its key already has, or a
-        job under no id."""
+        """What `submit` would answer, with nothing stored: the job that one of its keys already
+        has, or a job under no id."""
         known = await self._load_types()
         job = prepare(known)
-
-        def look(connection: Connection) -> Submitted:
-            if job.idempotency_key is not None:
-                keys = submission.find_keys(connection, [job.idempotency_key])
-                if job.idempotency_key in keys:
-                    request_hash, job_id = keys[job.idempotency_key]
-                    if request_hash != job.request_hash:
-                        raise IdempotencyKeyReused(job_id)
-                    stored = queries.get_jobs(connection, [job_id]).get(job_id)
-                    return Submitted(job_id, stored, already_existed=True)
-            job_type = known.types.get(job.job_type)
-            return Submitted("", submission.preview(clock(connection), job, job_type))
-
-        return await self._threads.read(look)
+        answer = await self._threads.read(
+            lambda connection: submission.preview(connection, job, known.types.get(job.job_type))
+        )
+        if not isinstance(answer, Submitted):
+            raise answer
+        return answer
 
     async def get(self, job_id: str) -> Job:
         """With its payload."""
@@ -158,3 +150,5 @@ class Jobs:
             state=job.state,
             trace_id=job.trace_id,
         )
+        for replaced in submitted.replaced:
+            self._log.info("job replaced", job_id=replaced, replaced_by=job.job_id)

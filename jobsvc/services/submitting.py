@@ -18,6 +18,7 @@ from jobsvc.errors import (
     JobsvcError,
     LimitReached,
     RegistryChanged,
+    UniqueConflict,
 )
 from jobsvc.outbox import Outbox
 from jobsvc.services.threads import AsyncDatabase
@@ -80,8 +81,8 @@ class GroupCommit:
             _require(registry, tx)
             answers, effects = submission.submit(tx, jobs, registry.types)
             for index, answer in enumerate(answers):
-                if isinstance(answer, IdempotencyKeyReused):
-                    raise IdempotencyKeyReused(answer.job_id, index)
+                if isinstance(answer, IdempotencyKeyReused | UniqueConflict):
+                    raise type(answer)(answer.job_id, index)
             return [a for a in answers if isinstance(a, Submitted)], effects
 
         try:
@@ -91,7 +92,7 @@ class GroupCommit:
             if len(stored) < len(jobs):
                 raise
             return [stored[job.job_id] for job in jobs]
-        self._outbox.tell(effects, watched=False)
+        self._tell(submitted, effects)
         return submitted
 
     async def _write(self) -> None:
@@ -155,8 +156,13 @@ class GroupCommit:
             if len(jobs) == 1:
                 return [error]
             return [self._store([job], registry)[0] for job in jobs]
-        self._outbox.tell(effects, watched=False)
+        self._tell(answers, effects)
         return list(answers)
+
+    def _tell(self, answers: Sequence[submission.Answer], effects: Effects) -> None:
+        """Nobody watches a job that is new; one that was replaced somebody may."""
+        replaced = any(isinstance(a, Submitted) and a.replaced for a in answers)
+        self._outbox.tell(effects, watched=replaced)
 
 
 def _require(registry: Registry, tx: Transaction) -> None:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import sqlalchemy as sa
 
-from jobsvc.core.model import Effects, Job, JobTypeInfo, NewJob
+from jobsvc.core.model import Effects, Job, JobTypeInfo, NewJob, OnConflict
 from jobsvc.core.states import EventType, JobState
-from jobsvc.errors import IdempotencyKeyReused
+from jobsvc.errors import IdempotencyKeyReused, UniqueConflict
 from jobsvc.store.batch import Batch, LockedJob
-from jobsvc.store.database import Transaction, insert_many, insert_or_ignore
+from jobsvc.store.database import Transaction, clock, insert_many, insert_or_ignore
 from jobsvc.store.queries import get_jobs
 from jobsvc.store.rows import job_from_row
 from jobsvc.store.tables import idempotency_keys, job_labels, jobs
-from jobsvc.store.transitions import expire_one
+from jobsvc.store.transitions import expire_one, replace_waiting
+from jobsvc.store.uniqueness import Holders, Key, active, lock_holders
 
 DEFAULT_QUEUE = "default"
 DEFAULT_MAX_ATTEMPTS = 10
@@ -28,14 +29,16 @@ KEY_LIFETIME = timedelta(hours=24)
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """`job` is None where an idempotency key outlived its job; it has no payload."""
+    """`job` is None where an idempotency key outlived its job; it has no payload. `replaced`: the
+    jobs that held its unique key and were cancelled for it."""
 
     job_id: str
     job: Job | None
     already_existed: bool = False
+    replaced: tuple[str, ...] = ()
 
 
-Answer = Submitted | IdempotencyKeyReused
+Answer = Submitted | IdempotencyKeyReused | UniqueConflict
 
 
 def submit(
@@ -43,41 +46,116 @@ def submit(
 ) -> tuple[list[Answer], Effects]:
     """Stores each request as a job with its first event and a message owed to the broker.
 
-    Answers in the order of `requests`; a request whose idempotency key was used with another one
-    is answered with the error and changes nothing, so the others stand.
+    Answers in the order of `requests`, each of which sees those before it. One that is refused is
+    answered with the error and changes nothing, so the others stand. An idempotency key that was
+    used before is looked at before anything else. One that comes with a unique key names the job
+    that the request was answered with, whoever that is; of a refused request it stays free.
     """
-    answers, twins = _answer_known_keys(tx, requests)
-    batch = Batch(tx)
-    rows = [
-        new_row(tx.now, tx.x, request, types.get(request.job_type))
-        for request in requests
-        if request.job_id not in answers and request.job_id not in twins
-    ]
-    insert_many(tx, jobs, rows)
-    insert_many(
-        tx,
-        job_labels,
-        [
-            {"key": key, "value": value, "job_id": row["id"]}
-            for row in rows
-            for key, value in row["labels"].items()
-        ],
-    )
-    actors = {request.job_id: request.actor for request in requests}
-    for row in rows:
-        job: Any = SimpleNamespace(**_UNSET, **row)
-        batch.record(job, EventType.SUBMITTED, actor=actors[job.id])
+    taken, used = _take_keys(tx, requests)
+    unique = [request for request in requests if request.unique is not None]
+    keys, replaced = map(_unique_key, unique), map(_unique_key, filter(_replaces, unique))
+    holders, _ = lock_holders(tx, set(keys), set(replaced))
+    call = _Call(Batch(tx), holders, dict(used))
+    decided = [call.decide(request, types.get(request.job_type)) for request in requests]
+    effects = call.write(taken)
+    earlier = get_jobs(tx.connection, [job_id for _, job_id in used.values()])
+    return [call.show(answer, earlier) for answer in decided], effects
+
+
+@dataclass(slots=True)
+class _Call:
+    """Decides one request after the other, and writes what follows in the end."""
+
+    batch: Batch
+    holders: Holders
+    names: dict[str, tuple[bytes, str]]  # idempotency key -> (request hash, job id)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    # By id: the jobs of `rows`, and those that hold a unique key and answer for another.
+    jobs: dict[str, Any] = field(default_factory=dict)
+
+    def decide(self, request: NewJob, job_type: JobTypeInfo | None) -> Answer:
+        """Without the job to show, which a later request may still change."""
+        key = request.idempotency_key
+        if key is not None and key in self.names:
+            return _by_name(request, *self.names[key])
+        held = self.holders.of(_unique_key(request)) if request.unique is not None else []
+        answer = _conflict(request, held)
+        if answer is None:
+            answer = self._store(request, job_type, held)
+        elif isinstance(answer, Submitted):
+            self.jobs[answer.job_id] = held[0]
+        if key is not None and isinstance(answer, Submitted):
+            self.names[key] = request.request_hash, answer.job_id
+        return answer
+
+    def _store(
+        self, request: NewJob, job_type: JobTypeInfo | None, held: Sequence[Any]
+    ) -> Submitted:
+        tx = self.batch.tx
+        replaced = replace_waiting(self.batch, held, request.job_id, request.actor)
+        row = new_row(tx.now, tx.x, request, job_type)
+        job = LockedJob({**_UNSET, **row})
+        self.rows.append(row)
+        self.jobs[job.id] = job
+        self.batch.record(job, EventType.SUBMITTED, actor=request.actor)
         if job.expire_time is not None and job.expire_time <= tx.now:
-            job = LockedJob(vars(job))
-            expire_one(batch, job)
-        elif job.state == JobState.QUEUED:
-            batch.dispatch_new(job)
-        answers[job.id] = Submitted(job.id, job_from_row(job))
-    for repeated, original in twins.items():
-        stored = answers[original]
-        assert isinstance(stored, Submitted)
-        answers[repeated] = replace(stored, already_existed=True)
-    return [answers[request.job_id] for request in requests], batch.write()
+            expire_one(self.batch, job)
+        if request.unique is not None:
+            self.holders.add(job)
+        return Submitted(job.id, None, replaced=replaced)
+
+    def write(self, taken: Mapping[str, tuple[bytes, str]]) -> Effects:
+        """`taken`: the idempotency keys as they were taken; they become what `names` says."""
+        tx = self.batch.tx
+        insert_many(tx, jobs, self.rows)
+        insert_many(
+            tx,
+            job_labels,
+            [
+                {"key": key, "value": value, "job_id": row["id"]}
+                for row in self.rows
+                for key, value in row["labels"].items()
+            ],
+        )
+        for row in self.rows:
+            if (job := self.jobs[row["id"]]).state == JobState.QUEUED:
+                self.batch.dispatch_new(job)
+        if wrong := [key for key, name in taken.items() if self.names.get(key) != name]:
+            tx.execute(sa.delete(idempotency_keys).where(idempotency_keys.c.key.in_(wrong)))
+            right = [_key_row(tx.now, k, *self.names[k]) for k in wrong if k in self.names]
+            insert_many(tx, idempotency_keys, right)
+        return self.batch.write()
+
+    def show(self, answer: Answer, earlier: Mapping[str, Job]) -> Answer:
+        if not isinstance(answer, Submitted):
+            return answer
+        job = self.jobs.get(answer.job_id)
+        return replace(answer, job=job_from_row(job) if job else earlier.get(answer.job_id))
+
+
+def _unique_key(request: NewJob) -> Key:
+    assert request.unique is not None
+    return request.job_type, request.unique.key
+
+
+def _replaces(request: NewJob) -> bool:
+    return request.unique is not None and request.unique.on_conflict is OnConflict.REPLACE
+
+
+def _by_name(request: NewJob, request_hash: bytes, job_id: str) -> Answer:
+    """What a request gets whose idempotency key is in use."""
+    if request_hash != request.request_hash:
+        return IdempotencyKeyReused(job_id)
+    return Submitted(job_id, None, already_existed=True)
+
+
+def _conflict(request: NewJob, held: Sequence[Any]) -> Answer | None:
+    """What a request gets whose unique key others hold; None: it is to be stored."""
+    if request.unique is None or not held or _replaces(request):
+        return None
+    if request.unique.on_conflict is OnConflict.REJECT:
+        return UniqueConflict(held[0].id)
+    return Submitted(held[0].id, None, already_existed=True)
 
 
 def new_row(now: datetime, x: int, request: NewJob, job_type: JobTypeInfo | None) -> dict[str, Any]:
@@ -125,10 +203,25 @@ def new_row(now: datetime, x: int, request: NewJob, job_type: JobTypeInfo | None
     }
 
 
-def preview(now: datetime, request: NewJob, job_type: JobTypeInfo | None) -> Job:
-    """The job that `submit` would store, under no id."""
-    row = new_row(now, 0, request, job_type)
-    return job_from_row(SimpleNamespace(**_UNSET, **(row | {"id": "", "last_sequence": 0})))
+def preview(connection: sa.Connection, request: NewJob, job_type: JobTypeInfo | None) -> Answer:
+    """What `submit` would answer, with nothing stored: a job that would be new under no id."""
+    keys = [request.idempotency_key] if request.idempotency_key is not None else []
+    for named in find_keys(connection, keys).values():
+        answer = _by_name(request, *named)
+        if isinstance(answer, Submitted):
+            stored = get_jobs(connection, [answer.job_id])
+            return replace(answer, job=stored.get(answer.job_id))
+        return answer
+    if request.unique is not None:
+        key = _unique_key(request)
+        held = Holders(active(connection, [key])).of(key)
+        conflict = _conflict(request, held)
+        if isinstance(conflict, Submitted):
+            return replace(conflict, job=job_from_row(held[0]))
+        if conflict is not None:
+            return conflict
+    row = new_row(clock(connection), 0, request, job_type) | {"id": "", "last_sequence": 0}
+    return Submitted("", job_from_row(SimpleNamespace(**_UNSET, **row)))
 
 
 # What a new row leaves to the database.
@@ -145,11 +238,11 @@ _UNSET: dict[str, Any] = {
 }
 
 
-def _answer_known_keys(
+def _take_keys(
     tx: Transaction, requests: Sequence[NewJob]
-) -> tuple[dict[str, Answer], dict[str, str]]:
-    """Takes the idempotency keys of `requests`; answers those (by job id) that were taken before
-    or clash with an earlier request here, and names for each repetition the job id it repeats.
+) -> tuple[dict[str, tuple[bytes, str]], dict[str, tuple[bytes, str]]]:
+    """Takes the idempotency keys of `requests` that are free, each for the first request that has
+    it. Answers those, and those that are in use: key -> (request hash, job id).
 
     Keys are inserted in sorted order: two servers with the same keys in opposite order would
     deadlock.
@@ -160,37 +253,25 @@ def _answer_known_keys(
             first.setdefault(request.idempotency_key, request)
     if not first:
         return {}, {}
-    rows = {
-        key: {
-            "key": key,
-            "request_hash": first[key].request_hash,
-            "job_id": first[key].job_id,
-            "expire_time": tx.now + KEY_LIFETIME,
-        }
-        for key in sorted(first)
-    }
+    wanted = {key: (first[key].request_hash, first[key].job_id) for key in sorted(first)}
     statement = insert_or_ignore(tx, idempotency_keys, "key").returning(idempotency_keys.c.key)
     taken: set[str] = set()
-    known: dict[str, tuple[bytes, str]] = {}
+    used: dict[str, tuple[bytes, str]] = {}
     # Once more for a key that was in use, and that the purge deleted before it was looked at.
-    while left := [key for key in rows if key not in taken and key not in known]:
-        taken |= {row.key for row in tx.execute(statement, [rows[key] for key in left])}
-        known |= find_keys(tx.connection, [key for key in left if key not in taken])
-    found = get_jobs(tx.connection, [job_id for _, job_id in known.values()])
-    answers: dict[str, Answer] = {}
-    twins: dict[str, str] = {}
-    for request in requests:
-        key = request.idempotency_key
-        if key is None or (key in taken and first[key] is request):
-            continue
-        request_hash, job_id = known.get(key) or (first[key].request_hash, first[key].job_id)
-        if request_hash != request.request_hash:
-            answers[request.job_id] = IdempotencyKeyReused(job_id)
-        elif key in known:
-            answers[request.job_id] = Submitted(job_id, found.get(job_id), already_existed=True)
-        else:  # the same request twice in this call: answered once its job is stored
-            twins[request.job_id] = job_id
-    return answers, twins
+    while left := [key for key in wanted if key not in taken and key not in used]:
+        rows = [_key_row(tx.now, key, *wanted[key]) for key in left]
+        taken |= {row.key for row in tx.execute(statement, rows)}
+        used |= find_keys(tx.connection, [key for key in left if key not in taken])
+    return {key: wanted[key] for key in taken}, used
+
+
+def _key_row(now: datetime, key: str, request_hash: bytes, job_id: str) -> dict[str, Any]:
+    return {
+        "key": key,
+        "request_hash": request_hash,
+        "job_id": job_id,
+        "expire_time": now + KEY_LIFETIME,
+    }
 
 
 def find_keys(connection: sa.Connection, keys: Sequence[str]) -> dict[str, tuple[bytes, str]]:

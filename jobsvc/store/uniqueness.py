@@ -96,11 +96,12 @@ def _lock_keys(tx: Transaction, keys: Collection[Key]) -> None:
     if tx.connection.dialect.name == "sqlite":
         return
     kind = ARRAY(sa.BigInteger)
-    given = sa.bindparam("numbers", sorted({_number(key) for key in keys}), type_=kind)
+    given = sa.bindparam("numbers", sorted({lock_number(key) for key in keys}), type_=kind)
     number = sa.func.unnest(sa.cast(given, kind)).column_valued("number")
     tx.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
 
 
-def _number(key: Key) -> int:
+def lock_number(key: Key) -> int:
+    """What stands for a key among PostgreSQL's advisory locks."""
     digest = hashlib.blake2b("\0".join(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, signed=True)

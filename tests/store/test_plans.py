@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.store import dispatching, queries, transitions
+from jobsvc.store import dispatching, queries, transitions, uniqueness
 from jobsvc.store.database import Database, Transaction
 from jobsvc.store.tables import idempotency_keys, job_events, jobs, outbox
 from tests.store.house import House, new_token, worker
@@ -45,7 +45,7 @@ def _fill(tx: Transaction) -> None:
         "id, job_type, queue, state, priority, payload, labels, max_attempts, initial_backoff, "
         "backoff_multiplier, max_backoff, jitter, timeout, trace_id, span_id, create_time, "
         "schedule_time, last_sequence, finish_time, purge_time, expire_time, next_attempt_time, "
-        "dispatch_time, lease_token, lease_expire_time, held"
+        "dispatch_time, lease_token, lease_expire_time, held, unique_key"
     )
     statement = sa.text(
         f"INSERT INTO jobs ({columns}) "
@@ -57,7 +57,8 @@ def _fill(tx: Transaction) -> None:
         "CASE WHEN :state = 'RETRYING' THEN now() + n * interval '1 s' END, "
         "now() + n * interval '1 s', "
         "CASE WHEN :state = 'RUNNING' THEN gen_random_uuid() END, "
-        "CASE WHEN :state = 'RUNNING' THEN now() + n * interval '1 s' END, :held "
+        "CASE WHEN :state = 'RUNNING' THEN now() + n * interval '1 s' END, :held, "
+        "CASE WHEN n % 2 = 0 THEN n::text END "
         "FROM generate_series(1, :count) AS n"
     )
     kinds = [("SUCCEEDED", False, ENDED)]
@@ -145,6 +146,10 @@ WORK: dict[str, tuple[str, Work]] = {
     "release": ("ix_jobs_held", lambda tx: transitions.release_held(tx, 200)),
     "purge jobs": ("ix_jobs_purge", lambda tx: transitions.purge(tx, 200)),
     "purge keys": ("ix_idempotency_keys_expire_time", lambda tx: transitions.purge(tx, 200)),
+    "holders of unique keys": (
+        "ix_jobs_unique",
+        lambda tx: uniqueness.lock_holders(tx, [("demo", "2"), ("other", "4")], [], IDS),
+    ),
     "relay": ("ix_outbox_not_before", lambda tx: dispatching.take_owed(tx, 200)),
     "redispatch": ("ix_jobs_queued", lambda tx: dispatching.redispatch(tx, "default", 200)),
     "what is owed": ("ix_outbox_job_id", lambda tx: dispatching.redispatch(tx, "default", 200)),

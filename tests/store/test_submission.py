@@ -145,8 +145,13 @@ def test_a_ttl_counts_from_the_submit(house: House) -> None:
 
 def test_a_preview_stores_nothing(house: House) -> None:
     request = new_job(delay=5.0, labels={"a": "b"})
-    job = house.write(lambda tx: preview(tx.now, request, JobTypeInfo("demo", queue="typed")))
-    assert (job.job_id, job.queue, job.state, job.last_sequence) == ("", "typed", "SCHEDULED", 0)
+    info = JobTypeInfo("demo", queue="typed")
+    answer = house.database.read(lambda c: preview(c, request, info))
+    assert isinstance(answer, Submitted)
+    job = answer.job
+    assert job is not None
+    assert answer.job_id == job.job_id == ""
+    assert (job.queue, job.state, job.last_sequence) == ("typed", "SCHEDULED", 0)
     assert job.labels == {"a": "b"}
     assert house.count(jobs) == 0
 
