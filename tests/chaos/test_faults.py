@@ -23,7 +23,7 @@ from tests.harness.load import QUICK_RETRY, assert_pure, mixed
 from tests.harness.service import LEASE_SECONDS, PATIENCE, REAP_SECONDS
 from tests.services import RabbitmqNode
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = [pytest.mark.timeout(150), pytest.mark.alone]
 
 JOBS = 2_000
 SLEEPS = 16  # long enough that the fault finds some of them running

@@ -97,6 +97,7 @@ def test_silent_database_is_said_and_recovered_from(service: Service) -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.alone
 def test_database_connections_cut_in_the_middle_of_commits(service: Service) -> None:
     with Proxy(service.database_url) as link:
         service.start(1, 1, database_url=link.url, concurrency="4")

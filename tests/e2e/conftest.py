@@ -11,7 +11,6 @@ from aiosmtpd.handlers import Message as MessageHandler
 from tests.harness import Service
 from tests.harness.fixtures import brittle_broker, brittle_service, brittle_vhosts, service
 from tests.services import (
-    VHOSTS,
     PostgresNode,
     free_port,
     fresh_database,
@@ -22,8 +21,6 @@ from tests.services import (
 
 __all__ = ["brittle_broker", "brittle_service", "brittle_vhosts", "service"]
 
-# Of the service that many tests share; they begin at the other end.
-SHARED_VHOST = VHOSTS[-1]
 HANDLERS = "worker.handlers,worker.handlers.demo,tests.harness.handlers"
 
 
@@ -65,6 +62,7 @@ def own_database() -> Iterator[PostgresNode]:
 def standing(
     postgres_url: str,
     rabbitmq_url: str,
+    unused_vhosts: Iterator[str],
     mail_server: tuple[str, Mailbox],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Service]:
@@ -72,7 +70,7 @@ def standing(
     with fresh_database(postgres_url) as database_url:
         made = Service(
             database_url,
-            vhost_url(rabbitmq_url, SHARED_VHOST),
+            vhost_url(rabbitmq_url, next(unused_vhosts)),
             tmp_path_factory.mktemp("standing"),
             handlers=HANDLERS,
             smtp_url=mail_server[0],

@@ -12,6 +12,8 @@ from tests.e2e.conftest import HANDLERS
 from tests.harness import Load, Service, Watchers, until
 from tests.harness.load import assert_pure, mixed
 
+pytestmark = pytest.mark.alone
+
 JOBS = 20_000
 WATCHERS = 1_000
 WATCHED_JOBS = 100

@@ -1,4 +1,4 @@
-"""`missing` prints what to install first; `run -- COMMAND` runs a command on fresh nodes."""
+"""`missing` prints what to install first; `run -- COMMAND` runs a command beside fresh nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import FrameType
 
-from tests.services import STANDARD_NODES, Node, machine_bin, postgres, rabbitmq
+from tests.services import STANDARD_NODES, Node, NodeError, machine_bin, postgres, rabbitmq
 
 
 def missing() -> list[str]:
@@ -24,14 +24,16 @@ def missing() -> list[str]:
 
 
 def run(command: list[str]) -> int:
-    """Runs a command with the nodes' addresses in its environment; returns its exit code."""
+    """Runs a command with the nodes' addresses in its environment; returns its exit code.
+
+    It does not wait for the nodes: what needs one has to, by `wait_served`. Where one cannot be
+    started the command is ended.
+    """
     with ExitStack() as stack:
         nodes: dict[str, Node] = {}
         for name, make in STANDARD_NODES.items():
             nodes[name] = make()
             stack.callback(nodes[name].close)
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(Node.start, nodes.values()))
         urls = {name: node.url for name, node in nodes.items()}
         child = subprocess.Popen(command, env={**os.environ, **urls})
 
@@ -42,8 +44,20 @@ def run(command: list[str]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, forward)
-        code = child.wait()
+        with ThreadPoolExecutor() as pool:
+            starts = [pool.submit(_start, node, child) for node in nodes.values()]
+            code = child.wait()
+        for start in starts:
+            start.result()
         return code if code >= 0 else 128 - code
+
+
+def _start(node: Node, child: subprocess.Popen[bytes]) -> None:
+    try:
+        node.start()
+    except NodeError:
+        child.terminate()
+        raise
 
 
 def main(arguments: list[str]) -> int:

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +47,19 @@ def free_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def wait_for(probe: Callable[[], None], until: Callable[[], bool] = lambda: False) -> None:
+    """Returns once the probe raises nothing. Raises NodeError if that takes too long, and at once
+    where there is nothing to wait for any more."""
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while True:
+        try:
+            return probe()
+        except Exception as error:
+            if until() or time.monotonic() > deadline:
+                raise NodeError(str(error)) from error
+        time.sleep(0.05)
 
 
 class Node(ABC):
@@ -101,18 +114,13 @@ class Node(ABC):
         """Starts a node that is new, killed or wiped; returns when it serves. Raises NodeError."""
         if self._main is not None:
             raise NodeError("the node is running already")
-        self._main = self._launch()
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while True:
-            try:
-                self._probe()
-            except Exception as error:
-                if self._main.poll() is None and time.monotonic() < deadline:
-                    time.sleep(0.05)
-                    continue
-                self.kill()
-                raise NodeError(f"{type(self).__name__}: {error}\n{self._log_tail()}") from error
-            return self
+        self._main = main = self._launch()
+        try:
+            wait_for(self._probe, until=lambda: main.poll() is not None)
+        except NodeError as error:
+            self.kill()
+            raise NodeError(f"{type(self).__name__}: {error}\n{self._log_tail()}") from error
+        return self
 
     def kill(self) -> None:
         """SIGKILL to every process of the node, as a power cut would; what it stored stays."""

@@ -61,6 +61,11 @@ def fresh_database(server_url: str) -> Iterator[str]:
         _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+def probe(url: str) -> None:
+    """Raises psycopg2.Error unless the database serves."""
+    _execute(url, "SELECT 1")
+
+
 def _execute(url: str, statement: str) -> None:
     connection = psycopg2.connect(url.replace("+psycopg2", "", 1), connect_timeout=10)
     try:
@@ -131,7 +136,7 @@ class PostgresNode(Node):
         return self._spawn([self._binaries / "postgres", "-D", self._data, *options])
 
     def _probe(self) -> None:
-        _execute(self.url, "SELECT 1")
+        probe(self.url)
 
     def _wipe(self) -> None:
         remove(self._data)

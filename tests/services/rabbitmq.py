@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import amqp
 
@@ -94,7 +95,7 @@ class RabbitmqNode(Node):
 
     def queue_depth(self, queue: str) -> int:
         """How many messages are ready in a queue; raises amqp's NotFound if there is no such."""
-        with self._connection() as connection:
+        with _connection(self.url) as connection:
             return int(connection.channel().queue_declare(queue, passive=True).message_count)
 
     def close(self) -> None:
@@ -110,13 +111,7 @@ class RabbitmqNode(Node):
         return self._spawn([_command("rabbitmq-server")], self._env)
 
     def _probe(self) -> None:
-        with self._connection() as connection:
-            connection.channel().queue_declare(exclusive=True)
-
-    def _connection(self) -> amqp.Connection:
-        # Not through Kombu, whose connect sleeps for seconds and tries again.
-        address = f"127.0.0.1:{self.port}"
-        return amqp.Connection(address, connect_timeout=2, read_timeout=2, write_timeout=2)
+        probe(self.url)
 
     def _wipe(self) -> None:
         remove(self._store)
@@ -147,6 +142,25 @@ class RabbitmqNode(Node):
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
+
+
+def probe(url: str) -> None:
+    """Raises OSError or amqp's error unless the broker serves in its vhost `/`."""
+    with _connection(url) as connection:
+        connection.channel().queue_declare(exclusive=True)
+
+
+def _connection(url: str) -> amqp.Connection:
+    # Not through Kombu, whose connect sleeps for seconds and tries again.
+    parts = urlsplit(url)
+    return amqp.Connection(
+        f"{parts.hostname}:{parts.port}",
+        userid=parts.username,
+        password=parts.password,
+        connect_timeout=2,
+        read_timeout=2,
+        write_timeout=2,
+    )
 
 
 def _definitions(names: Sequence[str]) -> dict[str, object]:
