@@ -6,6 +6,7 @@ Each is `x_once(database, limit) -> (count, effects)`, safe to run in every serv
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from jobsvc import metrics, telemetry, vital
 from jobsvc.core.model import Effects
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
-from jobsvc.store import dispatching, registry, transitions
+from jobsvc.store import dispatching, registry, releasing, transitions
 from jobsvc.store.database import Database, Transaction
 
 Once = Callable[[Database, int], tuple[int, Effects]]
@@ -38,8 +39,21 @@ def reap_once(database: Database, limit: int) -> tuple[int, Effects]:
     return count, effects
 
 
-def release_once(database: Database, limit: int) -> tuple[int, Effects]:
-    return database.write(lambda tx: transitions.release_held(tx, limit))
+class Release:
+    """Offers room to held jobs. Each server has one of its own, which remembers where it was."""
+
+    def __init__(self) -> None:
+        self._after = ""
+        self._opens = math.inf
+
+    def once(self, database: Database, limit: int) -> tuple[int, Effects]:
+        released = database.write(lambda tx: releasing.release_held(tx, limit, self._after))
+        self._after, self._opens = released.after, released.opens
+        return released.count, released.effects
+
+    def opens(self) -> float:
+        """In how many seconds there is room by a rate, as of the last time."""
+        return self._opens
 
 
 def purge_once(database: Database, limit: int) -> tuple[int, Effects]:
@@ -66,13 +80,16 @@ class Task:
     name: str
     interval: float
     once: Once
+    # In how many seconds it is due, where that is sooner than the interval.
+    sooner: Callable[[], float] = lambda: math.inf
 
 
 def tasks(promote_interval: float, reap_interval: float) -> list[Task]:
+    release = Release()
     return [
         Task("promote", promote_interval, promote_once),
         Task("expire", promote_interval, expire_once),
-        Task("release", promote_interval, release_once),
+        Task("release", promote_interval, release.once, release.opens),
         Task("reap", reap_interval, reap_once),
         Task("purge", PURGE_INTERVAL_SECONDS, purge_once),
         Task("measure", MEASURE_INTERVAL_SECONDS, measure_once),
@@ -99,7 +116,7 @@ class Loop:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._task.interval):
+        while not self._stopping.wait(min(self._task.interval, self._task.sooner())):
             try:
                 while self._once() >= LIMIT and not self._stopping.is_set():
                     pass

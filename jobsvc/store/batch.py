@@ -64,10 +64,14 @@ def lock(tx: Transaction, ids: Iterable[str], *extra: sa.Column[Any]) -> dict[st
 
 
 def lock_next(
-    tx: Transaction, limit: int, order: sa.ColumnElement[Any], *where: sa.ColumnElement[bool]
+    tx: Transaction,
+    limit: int,
+    order: sa.ColumnElement[Any] | tuple[sa.ColumnElement[Any], ...],
+    *where: sa.ColumnElement[bool],
 ) -> list[LockedJob]:
     """Locks up to `limit` jobs that match, passing over those that somebody else holds."""
-    statement = sa.select(*_columns(tx)).where(*where).order_by(order).limit(limit)
+    ordered = order if isinstance(order, tuple) else (order,)
+    statement = sa.select(*_columns(tx)).where(*where).order_by(*ordered).limit(limit)
     return _locked(tx, tx.execute(statement.with_for_update(skip_locked=True)))
 
 
@@ -95,6 +99,10 @@ class Batch:
         self._outbox: list[dict[str, Any]] = []
         self._steps: Counter[Step] = Counter()
 
+    def __contains__(self, job_id: str) -> bool:
+        """Whether it is changed."""
+        return job_id in self._jobs
+
     def set(self, job: LockedJob, **columns: Any) -> None:
         """Changes columns that no watcher is told of."""
         job.set(**columns)
@@ -112,6 +120,7 @@ class Batch:
         **columns: Any,
     ) -> None:
         """One arrow: the event, and every column that follows from it."""
+        enters_queue = state is JobState.QUEUED and job.state != state
         values: dict[str, Any] = {
             "state": state,
             "last_sequence": job.last_sequence + 1,
@@ -128,11 +137,12 @@ class Batch:
             retention = job.retention or RETENTION_SECONDS[state]
             values["finish_time"] = self.tx.now
             values["purge_time"] = self.tx.now + timedelta(seconds=retention)
+        if state is not JobState.RUNNING and state is not JobState.QUEUED:
             values |= {"held": False, "held_for": None}
         self.set(job, **(values | columns))
         self.record(job, event, error=error, report=report, actor=actor)
-        if state is JobState.QUEUED:
-            self.set(job, dispatch_count=0, queued_time=self.tx.now)
+        if enters_queue:
+            self.set(job, dispatch_count=0, queued_time=self.tx.now, held_for=None)
             self.dispatch(job)
         elif event is EventType.FAILED:
             self._owe(job, "dead", error.type if error else "", PUBLISH_GRACE)
@@ -169,8 +179,8 @@ class Batch:
         self._steps[Step(event, job.state, job.job_type, job.queue)] += 1
 
     def dispatch(self, job: LockedJob, grace: timedelta = PUBLISH_GRACE) -> None:
-        """Owes the broker a message for a QUEUED job."""
-        self.set(job, held=False, held_for=None, dispatch_time=self.tx.now)
+        """Owes the broker a message for a QUEUED job, which is held no more."""
+        self.set(job, held=False, dispatch_time=self.tx.now)
         self._owe(job, "job", "", grace)
 
     def dispatch_new(self, job: Any) -> None:

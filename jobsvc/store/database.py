@@ -7,6 +7,7 @@ threads. A `Database` may be shared by threads; a `Transaction` belongs to one.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import random
 import re
@@ -478,3 +479,25 @@ def _insert(tx: Transaction, table: sa.Table) -> Any:
     if tx.connection.dialect.name == "sqlite":
         return sqlite.insert(table)
     return postgresql.insert(table)
+
+
+def add_up(tx: Transaction, table: sa.Table, key: Sequence[str], column: str) -> Any:
+    """INSERT … ON CONFLICT (key) DO UPDATE, which adds the new row's `column` to the old one's."""
+    insert = _insert(tx, table)
+    total = table.c[column] + insert.excluded[column]
+    return insert.on_conflict_do_update(index_elements=list(key), set_={column: total})
+
+
+def lock_names(tx: Transaction, names: Collection[str]) -> None:
+    """Locks names of no row until the commit, all in one order. On SQLite a transaction that
+    writes is alone anyway."""
+    if tx.connection.dialect.name == "sqlite":
+        return
+    numbers = {
+        int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
+        for name in names
+    }
+    kind = ARRAY(sa.BigInteger)
+    given = sa.bindparam("numbers", sorted(numbers), type_=kind)
+    number = sa.func.unnest(sa.cast(given, kind)).column_valued("number")
+    tx.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))

@@ -122,7 +122,9 @@ jobs = sa.Table(
     sa.Column("cancel_reason", sa.Text),
     # QUEUED, and waits for room with no message owed; redispatch leaves it alone.
     sa.Column("held", sa.Boolean, nullable=False, server_default=sa.false()),
-    # What it was refused for: TYPE (no worker has its type), PAUSED, QUEUE, RATE or KEY.
+    # What it is held for: TYPE (no worker has its type), QUEUE (its queue is paused or at a limit)
+    # or KEY (as many of its concurrency key run as may). OFFERED: held no more, since there was
+    # room again; its message is on the way.
     sa.Column("held_for", sa.Text),
     sa.Column("last_sequence", sa.BigInteger, nullable=False),
     # The place of its last event in the order of all events (job_events.x).
@@ -138,15 +140,17 @@ jobs = sa.Table(
     sa.CheckConstraint(f"(finish_time IS NOT NULL) = ({_ended})", name="finish_time"),
     sa.CheckConstraint("(lease_token IS NOT NULL) = (state = 'RUNNING')", name="lease"),
     sa.CheckConstraint("(next_attempt_time IS NOT NULL) = (state = 'RETRYING')", name="retry"),
-    # Promoter: what is due.
+    # Promoter: what is due. By queue, to count them.
     sa.Index(
         "ix_jobs_scheduled",
         "schedule_time",
+        "queue",
         **_where("state = 'SCHEDULED'"),
     ),
     sa.Index(
         "ix_jobs_retrying",
         "next_attempt_time",
+        "queue",
         **_where("state = 'RETRYING'"),
     ),
     # Redispatch: what was owed to the broker long ago and has not started.
@@ -156,14 +160,40 @@ jobs = sa.Table(
         "dispatch_time",
         **_where("state = 'QUEUED'"),
     ),
-    # Release: the best of those that wait for room in a queue, or for a key.
-    sa.Index("ix_jobs_held", "queue", sa.text("priority DESC"), "id", **_where("held")),
+    # Release: the best of those that wait for room in a queue, or for a key; what waits for a type;
+    # what was offered room not long ago.
+    sa.Index(
+        "ix_jobs_held",
+        "queue",
+        sa.text("priority DESC"),
+        "id",
+        **_where("held AND held_for = 'QUEUE'"),
+    ),
     sa.Index(
         "ix_jobs_held_key",
         "concurrency_key",
+        sa.text("concurrency_max DESC"),
         sa.text("priority DESC"),
         "id",
-        **_where("held_for = 'KEY'"),
+        **_where("held AND held_for = 'KEY'"),
+    ),
+    sa.Index(
+        "ix_jobs_held_type",
+        "queue",
+        "job_type",
+        **_where("held AND (held_for IS NULL OR held_for = 'TYPE')"),
+    ),
+    sa.Index(
+        "ix_jobs_offered",
+        "queue",
+        "dispatch_time",
+        **_where("state = 'QUEUED' AND held_for = 'OFFERED'"),
+    ),
+    sa.Index(
+        "ix_jobs_offered_key",
+        "concurrency_key",
+        "dispatch_time",
+        **_where("state = 'QUEUED' AND held_for = 'OFFERED'"),
     ),
     # How many jobs of a concurrency key run.
     sa.Index(
@@ -178,10 +208,11 @@ jobs = sa.Table(
         "unique_key",
         **_where(f"unique_key IS NOT NULL AND {_active}"),
     ),
-    # Reaper: whose lease ran out.
+    # Reaper: whose lease ran out. By queue, to count what runs.
     sa.Index(
         "ix_jobs_leased",
         "lease_expire_time",
+        "queue",
         **_where("state = 'RUNNING'"),
     ),
     # Expiration of what still waits.

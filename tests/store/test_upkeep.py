@@ -243,7 +243,7 @@ def test_held_jobs_are_released_to_a_worker_that_has_their_type(house: House) ->
 def test_releasing_takes_no_more_than_its_limit(house: House) -> None:
     ids = [house.submit("other") for _ in range(5)]
     house.claim_all(ids, types=ONLY_DEMO)
-    house.announce(worker(job_types=("other",)))
+    house.announce(worker(job_types=("other",)), JobTypeInfo("other"))
     assert [house.release_held(limit=3), house.release_held(limit=3)] == [3, 2]
 
 

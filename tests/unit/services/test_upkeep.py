@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from jobsvc.broker.topology import Broker
-from jobsvc.core.model import Change, Effects
+from jobsvc.core.model import Change, Effects, JobTypeInfo
 from jobsvc.core.states import JobState
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
@@ -69,9 +69,10 @@ def test_release(house: House, database: Database) -> None:
     job_id = house.submit("other")
     house.claim_all([job_id], types=frozenset({"demo"}))
     assert house.row(job_id).held
-    assert upkeep.release_once(database, 10)[0] == 0
-    house.announce(worker(job_types=("other",)))
-    count, effects = upkeep.release_once(database, 10)
+    release = upkeep.Release()
+    assert release.once(database, 10)[0] == 0
+    house.announce(worker(job_types=("other",)), JobTypeInfo("other"))
+    count, effects = release.once(database, 10)
     assert (count, [d.job_id for d in effects.dispatches]) == (1, [job_id])
     assert not house.row(job_id).held
 
@@ -108,7 +109,6 @@ def test_every_kind_of_upkeep_has_a_task() -> None:
     assert {task.once for task in upkeep.tasks(0.5, 5.0)} >= {
         upkeep.promote_once,
         upkeep.expire_once,
-        upkeep.release_once,
         upkeep.reap_once,
         upkeep.purge_once,
     }

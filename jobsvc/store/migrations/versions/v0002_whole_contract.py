@@ -22,6 +22,11 @@ Json = sa.JSON().with_variant(JSONB(), "postgresql")
 JobId = sa.Uuid(as_uuid=False)
 
 LISTED = ("state", "job_type", "queue")
+TIMED = (
+    ("scheduled", "schedule_time", "SCHEDULED"),
+    ("retrying", "next_attempt_time", "RETRYING"),
+    ("leased", "lease_expire_time", "RUNNING"),
+)
 ACTIVE = "state IN ('SCHEDULED', 'QUEUED', 'RETRYING', 'RUNNING')"
 
 
@@ -76,9 +81,21 @@ def _jobs(sqlite: bool) -> None:
         "UPDATE jobs SET error_time = coalesce(finish_time, start_time) WHERE error IS NOT NULL"
     )
     op.drop_index("ix_jobs_held", "jobs")
-    best = sa.text("priority DESC")
-    _index("ix_jobs_held", ["queue", best, "id"], "held")
-    _index("ix_jobs_held_key", ["concurrency_key", best, "id"], "held_for = 'KEY'")
+    best, widest = sa.text("priority DESC"), sa.text("concurrency_max DESC")
+    held_for_key = "held AND held_for = 'KEY'"
+    _index("ix_jobs_held", ["queue", best, "id"], "held AND held_for = 'QUEUE'")
+    _index("ix_jobs_held_key", ["concurrency_key", widest, best, "id"], held_for_key)
+    _index(
+        "ix_jobs_held_type",
+        ["queue", "job_type"],
+        "held AND (held_for IS NULL OR held_for = 'TYPE')",
+    )
+    offered = "state = 'QUEUED' AND held_for = 'OFFERED'"
+    _index("ix_jobs_offered", ["queue", "dispatch_time"], offered)
+    _index("ix_jobs_offered_key", ["concurrency_key", "dispatch_time"], offered)
+    for name, moment, state in TIMED:
+        op.drop_index(f"ix_jobs_{name}", "jobs")
+        _index(f"ix_jobs_{name}", [moment, "queue"], f"state = '{state}'")
     _index(
         "ix_jobs_running_key",
         ["concurrency_key"],
@@ -189,9 +206,13 @@ def downgrade() -> None:
         op.drop_column("workers", name)
     op.drop_index("ix_job_events_x", "job_events")
     op.drop_column("job_events", "x")
-    indexes = ("finish_time", "held", "held_key", "running_key", "unique")
+    held = ("held", "held_key", "held_type", "offered", "offered_key")
+    indexes = ("finish_time", *held, "running_key", "unique")
     for name in (*indexes, *(f"list_{column}" for column in (*LISTED, "error_type", "error"))):
         op.drop_index(f"ix_jobs_{name}", "jobs")
     _index("ix_jobs_held", ["queue", "job_type"], "held")
+    for name, moment, state in TIMED:
+        op.drop_index(f"ix_jobs_{name}", "jobs")
+        _index(f"ix_jobs_{name}", [moment], f"state = '{state}'")
     for column in _job_columns():
         op.drop_column("jobs", column.name)
