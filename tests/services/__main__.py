@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,15 @@ from tests.services import STANDARD_NODES, Node, NodeError, machine_bin, postgre
 
 
 def missing() -> list[str]:
-    """The packages without which no node can be started; PostgreSQL's is not needed, but better."""
+    """The packages without which no node can be started, nor a client in Node; PostgreSQL's is not
+    needed, but better."""
     packages = []
     if not rabbitmq.find_command("rabbitmq-server"):
         packages.append(rabbitmq.DEBIAN_PACKAGE)
     if os.geteuid() == 0 and not machine_bin():
         packages.append(postgres.DEBIAN_PACKAGE)
+    if not shutil.which("npm"):
+        packages += ["nodejs", "npm"]
     return packages
 
 
