@@ -337,22 +337,31 @@ class Attempts:
         return bool(self._inbox) and room > 0 and room >= min(len(self._inbox), self._most() // 2)
 
     def _take(self) -> dict[str, Delivery]:
-        """The next messages that can start soon, by priority; one each of a job."""
+        """The next messages that can start soon, by priority; one each of a job. Of two with
+        different priorities one is out of date, which only the claim will tell: the second waits
+        for the next round."""
         batch: dict[str, Delivery] = {}
+        second = []
         for _ in range(min(self._room(), CLAIM_MAX, len(self._inbox))):
-            delivery = heapq.heappop(self._inbox)[2]
-            if delivery.job_id in batch:
+            entry = heapq.heappop(self._inbox)
+            delivery = entry[2]
+            first = batch.setdefault(delivery.job_id, delivery)
+            if first.priority != delivery.priority:
+                second.append(entry)
+            elif first is not delivery:
                 self._acknowledge(delivery)
-            batch.setdefault(delivery.job_id, delivery)
+        for entry in second:
+            heapq.heappush(self._inbox, entry)
         return batch
 
     def _claim(self, batch: dict[str, Delivery]) -> None:
         token = str(uuid.uuid4())
+        priorities = {job_id: delivery.priority for job_id, delivery in batch.items()}
         began = time.monotonic()
         try:
             result = self._persist(
                 lambda tx: transitions.claim(
-                    tx, batch, self._types, self._worker_id, token, self._lease
+                    tx, batch, self._types, self._worker_id, token, self._lease, priorities
                 ),
                 claiming=True,
             )

@@ -96,6 +96,15 @@ class NewJob:
 
 
 @dataclass(frozen=True, slots=True)
+class JobUpdate:
+    """What is to change of a waiting job; None leaves it as it is."""
+
+    priority: int | None = None
+    schedule_time: datetime | None = None
+    labels: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class JobError:
     """Why an attempt, or a job, did not succeed. `type` is an exception's class name or one of
     TIMEOUT, WORKER_LOST, CANCELLED, EXPIRED, INVALID_PAYLOAD, RESULT_INVALID, RESULT_TOO_LARGE."""

@@ -18,7 +18,7 @@ from jobsvc.store.database import Transaction, clock, insert_many, insert_or_ign
 from jobsvc.store.queries import get_jobs
 from jobsvc.store.rows import job_from_row
 from jobsvc.store.tables import idempotency_keys, job_labels, jobs
-from jobsvc.store.transitions import expire_one, replace_waiting
+from jobsvc.store.transitions import expire_one, label_rows, replace_waiting
 from jobsvc.store.uniqueness import Holders, Key, active, lock_holders
 
 DEFAULT_QUEUE = "default"
@@ -108,15 +108,8 @@ class _Call:
         """`taken`: the idempotency keys as they were taken; they become what `names` says."""
         tx = self.batch.tx
         insert_many(tx, jobs, self.rows)
-        insert_many(
-            tx,
-            job_labels,
-            [
-                {"key": key, "value": value, "job_id": row["id"]}
-                for row in self.rows
-                for key, value in row["labels"].items()
-            ],
-        )
+        labels = [each for row in self.rows for each in label_rows(row["id"], row["labels"])]
+        insert_many(tx, job_labels, labels)
         for row in self.rows:
             if (job := self.jobs[row["id"]]).state == JobState.QUEUED:
                 self.batch.dispatch_new(job)

@@ -23,6 +23,7 @@ from jobsvc.core.model import (
     Interrupted,
     Job,
     JobError,
+    JobUpdate,
     Log,
     OnConflict,
     Output,
@@ -45,7 +46,7 @@ from jobsvc.core.states import (
 from jobsvc.errors import JobStateForbids, JobUnknown, UniqueConflict
 from jobsvc.store import registry
 from jobsvc.store.batch import Batch, LockedJob, lock, lock_next
-from jobsvc.store.database import Transaction
+from jobsvc.store.database import Transaction, insert_many
 from jobsvc.store.rows import job_from_row, policy_from_row, progress_to_json
 from jobsvc.store.tables import idempotency_keys, job_events, job_labels, jobs
 from jobsvc.store.uniqueness import key_of, lock_holders
@@ -81,12 +82,15 @@ def claim(
     worker_id: str,
     token: str,
     lease_seconds: float,
+    priorities: Mapping[str, int] | None = None,
 ) -> ClaimResult:
     """QUEUED -> RUNNING for those of `job_ids` that are due and of a type in `types`.
 
     Waits for row locks: passing over a locked row would drop its message while somebody only
     keeps books on it. `token` is new and random for each call. Called again with the same token
-    (after a COMMIT of unknown outcome) it also answers what that call had claimed.
+    (after a COMMIT of unknown outcome) it also answers what that call had claimed. `priorities`
+    are those of the messages: a job that has another one by now has a newer message, too, and is
+    left for that.
     """
     batch = Batch(tx)
     claimed = []
@@ -95,7 +99,7 @@ def claim(
     for job in locked.values():
         if job.state == JobState.RUNNING and job.lease_token == token:
             claimed.append(_claimed(job, token, 0.0))
-        elif job.state != JobState.QUEUED:
+        elif job.state != JobState.QUEUED or not _is_latest(job, priorities):
             continue
         elif job.expire_time is not None and job.expire_time <= tx.now:
             expire_one(batch, job)
@@ -119,6 +123,10 @@ def claim(
             claimed.append(_claimed(job, token, waited))
     _pass_on(batch, others)
     return ClaimResult(tuple(claimed), batch.write())
+
+
+def _is_latest(job: LockedJob, priorities: Mapping[str, int] | None) -> bool:
+    return priorities is None or priorities[job.id] == job.priority
 
 
 def _claimed(job: LockedJob, token: str, waited: float) -> Claimed:
@@ -334,6 +342,40 @@ def _retry(batch: Batch, job: LockedJob, actor: str) -> None:
         error_time=None,
     )
     batch.move(job, EventType.RETRIED, JobState.QUEUED, actor=actor)
+
+
+def update(tx: Transaction, job_id: str, change: JobUpdate, actor: str) -> tuple[Job, Effects]:
+    """Changes a waiting job. A schedule_time ahead makes it SCHEDULED, one in the past QUEUED.
+
+    Tells of it with one event, whether or not anything has become different: it is the call that
+    is told of. Raises JobUnknown, JobStateForbids.
+    """
+    job = lock(tx, [job_id]).get(job_id)
+    if job is None:
+        raise JobUnknown(job_id)
+    if job.state not in WAITING_STATES:
+        raise JobStateForbids(job_id, JobState(job.state), "only a waiting job can be updated")
+    batch, state = Batch(tx), JobState(job.state)
+    columns: dict[str, Any] = {}
+    if change.schedule_time is not None:
+        state = JobState.SCHEDULED if change.schedule_time > tx.now else JobState.QUEUED
+        columns["schedule_time"] = max(change.schedule_time, tx.now)
+    if change.labels is not None:
+        columns["labels"] = change.labels
+        tx.execute(sa.delete(job_labels).where(job_labels.c.job_id == job_id))
+        insert_many(tx, job_labels, label_rows(job_id, change.labels))
+    has_message = job.state == state == JobState.QUEUED and not job.held
+    outdated = has_message and change.priority not in (None, job.priority)
+    if change.priority is not None:
+        columns["priority"] = change.priority
+    batch.move(job, EventType.UPDATED, state, actor=actor, **columns)
+    if outdated:  # whoever receives that message drops it
+        batch.dispatch(job)
+    return job_from_row(job), batch.write()
+
+
+def label_rows(job_id: str, labels: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value, "job_id": job_id} for key, value in labels.items()]
 
 
 def replace_waiting(

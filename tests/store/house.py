@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -23,6 +23,7 @@ from jobsvc.core.model import (
     JobError,
     JobEvent,
     JobTypeInfo,
+    JobUpdate,
     NewJob,
     Report,
     Succeeded,
@@ -118,11 +119,14 @@ class House:
         token: str | None = None,
         worker_id: str = "w1",
         lease_seconds: float = LEASE_SECONDS,
+        priorities: Mapping[str, int] | None = None,
     ) -> tuple[Claimed, ...]:
         given = list(job_ids)
         token = token or new_token()
         found = self.write(
-            lambda tx: transitions.claim(tx, given, types, worker_id, token, lease_seconds)
+            lambda tx: transitions.claim(
+                tx, given, types, worker_id, token, lease_seconds, priorities
+            )
         )
         self.effects = found.effects
         return found.claimed
@@ -163,6 +167,12 @@ class House:
     def retry_many(self, *job_ids: str, actor: str = "alice") -> Answers:
         answers, self.effects = self.write(lambda tx: transitions.retry_many(tx, job_ids, actor))
         return answers
+
+    def update_job(self, job_id: str, *, actor: str = "alice", **change: Any) -> Job:
+        job, self.effects = self.write(
+            lambda tx: transitions.update(tx, job_id, JobUpdate(**change), actor)
+        )
+        return job
 
     def delete(self, job_id: str) -> None:
         self.write(lambda tx: transitions.delete(tx, job_id))

@@ -105,6 +105,33 @@ def test_a_message_that_comes_twice(idle: Runtime) -> None:
     assert idle.house.get(job_id).attempt == 1
 
 
+@pytest.mark.parametrize("urgent_first", [True, False])
+def test_of_two_messages_the_one_with_the_jobs_priority_counts(
+    idle: Runtime, urgent_first: bool
+) -> None:
+    """The other one was sent before an update; which of them that is only the claim can tell."""
+    old, new = (9, 0) if urgent_first else (0, 9)
+    job_id = idle.house.submit(priority=old)
+    outdated = idle.deliver(job_id, priority=old)
+    idle.house.update_job(job_id, priority=new)
+    latest = idle.deliver(job_id, priority=new)
+    idle.start()
+    idle.pool.of(job_id)
+    idle.consumer.wait_acknowledged(outdated)
+    assert latest not in idle.consumer.acknowledged
+    idle.pool.end(job_id, DONE)
+    idle.consumer.wait_acknowledged(latest)
+    assert idle.house.get(job_id).attempt == 1
+
+
+def test_a_message_with_another_priority_starts_nothing(runtime: Runtime) -> None:
+    job_id = runtime.house.submit(priority=5)
+    runtime.consumer.wait_acknowledged(runtime.deliver(job_id, priority=4))
+    assert runtime.house.get(job_id).state is JobState.QUEUED
+    runtime.deliver(job_id, priority=5)
+    runtime.pool.of(job_id)
+
+
 def test_the_most_urgent_go_first(idle: Runtime) -> None:
     ids = [idle.house.submit(priority=priority) for priority in (0, 5, 9, 5)]
     for job_id, priority in zip(ids, (0, 5, 9, 5), strict=True):
