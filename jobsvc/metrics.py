@@ -40,6 +40,7 @@ LEASES_LOST = Counter("jobsvc_leases_lost", "Attempts stopped because their leas
 LEASES_EXPIRED = Counter(
     "jobsvc_leases_expired", "Attempts given up because nobody renewed their lease."
 )
+TICKS = Counter("jobsvc_schedule_ticks", "What became of schedules' ticks.", ["outcome"])
 RUNNING = Gauge("jobsvc_running", "Attempts that this worker holds.")
 OLDEST_QUEUED = Gauge(
     "jobsvc_oldest_queued_age_seconds", "Age of the longest-waiting QUEUED job.", ["queue"]

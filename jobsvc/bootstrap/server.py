@@ -18,9 +18,11 @@ from jobsvc.outbox import Outbox
 from jobsvc.rpc.access import Access, follow_tokens
 from jobsvc.rpc.certificates import server_credentials
 from jobsvc.rpc.interceptors import CallBoundary
+from jobsvc.rpc.schedule_service import ticked_job
 from jobsvc.rpc.server import Server
 from jobsvc.services import upkeep
 from jobsvc.services.assembly import Services, assemble
+from jobsvc.services.schedules import ticking
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import WatchHub
 from jobsvc.settings import Settings
@@ -92,7 +94,10 @@ class Service:
         self._hints = None if broker.memory else HintListener(broker, self._hub.notify)
         self._loops = [
             upkeep.Loop(task, database, self.outbox)
-            for task in upkeep.tasks(settings.promote_interval, settings.reap_interval)
+            for task in (
+                *upkeep.tasks(settings.promote_interval, settings.reap_interval),
+                upkeep.Task("tick", settings.promote_interval, ticking(ticked_job)),
+            )
         ]
         services = assemble(database, self._threads, self.outbox, self._hub)
         self._server = _server(settings, services)

@@ -218,6 +218,42 @@ class JobFilter:
     finish_time_before: datetime | None = None
 
 
+class MissedTicks(StrEnum):
+    """What a schedule does about ticks that passed with no server there: nothing, or one job."""
+
+    SKIP = "SKIP"
+    RUN_ONCE = "RUN_ONCE"
+
+
+class Overlap(StrEnum):
+    """Whether a schedule's tick submits while its last job is active."""
+
+    ALLOW = "ALLOW"
+    SKIP = "SKIP"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """`request`: a SubmitJobRequest in wire form. The store sets what follows `overlap`;
+    `revision` is another with each change of what is above that."""
+
+    schedule_id: str
+    cron: str
+    time_zone: str
+    request: bytes
+    paused: bool
+    missed_ticks: MissedTicks
+    overlap: Overlap
+    next_time: datetime | None = None
+    last_time: datetime | None = None
+    last_job_id: str | None = None
+    revision: int = 0
+
+    @property
+    def etag(self) -> str:
+        return f"{self.revision:x}"
+
+
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """A job that a worker holds under a lease. `token` is the fence: no write without it.

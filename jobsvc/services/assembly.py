@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from jobsvc.outbox import Outbox
 from jobsvc.services.jobs import Jobs
+from jobsvc.services.schedules import Schedules
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import WatchHub
 from jobsvc.store import schema
@@ -20,6 +21,7 @@ class Services:
     identity: Identity
     hub: WatchHub
     jobs: Jobs
+    schedules: Schedules
 
 
 def assemble(database: Database, threads: AsyncDatabase, outbox: Outbox, hub: WatchHub) -> Services:
@@ -28,4 +30,5 @@ def assemble(database: Database, threads: AsyncDatabase, outbox: Outbox, hub: Wa
         identity=database.read(schema.identity),
         hub=hub,
         jobs=Jobs(database, threads, outbox, hub),
+        schedules=Schedules(threads, outbox),
     )

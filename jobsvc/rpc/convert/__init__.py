@@ -14,6 +14,12 @@ from jobsvc.rpc.convert.jobs import (
     wait_seconds,
     watch_response,
 )
+from jobsvc.rpc.convert.schedules import (
+    new_schedule,
+    schedule,
+    schedule_changes,
+    stored_request,
+)
 
 __all__ = [
     "event",
@@ -23,8 +29,12 @@ __all__ = [
     "job_filter",
     "job_with_payload",
     "new_job",
+    "new_schedule",
     "result",
     "run_response",
+    "schedule",
+    "schedule_changes",
+    "stored_request",
     "submit_response",
     "wait_seconds",
     "watch_response",

@@ -1,6 +1,6 @@
 """The rules of the requests. Pure: a function a request, which answers every violation at once."""
 
-from jobsvc.rpc.validate.fields import check
+from jobsvc.rpc.validate.fields import check, page, schedule_id
 from jobsvc.rpc.validate.jobs import (
     MESSAGE_BYTES_MAX,
     cancel_job,
@@ -12,16 +12,22 @@ from jobsvc.rpc.validate.jobs import (
     submit_jobs,
     watch_job,
 )
+from jobsvc.rpc.validate.schedules import create_schedule, scheduled_request, update_schedule
 
 __all__ = [
     "MESSAGE_BYTES_MAX",
     "cancel_job",
     "check",
+    "create_schedule",
     "get_job",
     "get_result",
     "list_job_events",
+    "page",
     "run_job",
+    "schedule_id",
+    "scheduled_request",
     "submit_job",
     "submit_jobs",
+    "update_schedule",
     "watch_job",
 ]

@@ -32,6 +32,7 @@ SPAN_MAX = 366 * DAY
 _job_id = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
 _job_type = re.compile(r"[a-z][a-z0-9_.-]{0,99}").fullmatch
 _queue = re.compile(r"[a-z][a-z0-9_.-]{0,49}").fullmatch
+_schedule_id = re.compile(r"[a-z][a-z0-9-]{0,62}").fullmatch
 _label = re.compile(r"[a-z][a-z0-9_.-]{0,62}").fullmatch
 _control = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
 
@@ -71,6 +72,10 @@ def job_type(name: str, path: str) -> Violations:
 
 def queue(name: str, path: str) -> Violations:
     return _pattern(name, path, _queue, "[a-z][a-z0-9_.-]{0,49}")
+
+
+def schedule_id(name: str, path: str = "schedule_id") -> Violations:
+    return _pattern(name, path, _schedule_id, "[a-z][a-z0-9-]{0,62}")
 
 
 def _pattern(name: str, path: str, matches: Callable[[str], object], pattern: str) -> Violations:
