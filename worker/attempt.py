@@ -21,6 +21,7 @@ import random
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -146,6 +147,7 @@ class Attempts:
         self._recordable = threading.Condition(self._lock)
         self._prefetch = concurrency
         self._claimed_at = self._looked_at = 0.0
+        self._started_at: float | None = None  # the latest job that was claimed
         self._claiming = self._recording = True
         self._log = telemetry.get_logger("worker")
         metrics.RUNNING.set_function(lambda: self.running_count)
@@ -287,6 +289,13 @@ class Attempts:
         assert isinstance(attempt, Attempt)
         self._pool.cancel(attempt.key)
 
+    def standing(self) -> tuple[float | None, Counter[str]]:
+        with self._lock:
+            held = [entry[2] for entry in self._inbox]
+            held += [each.delivery for each in self._running.values() if not each.detached]
+        ago = None if self._started_at is None else time.monotonic() - self._started_at
+        return ago, Counter(delivery.queue for delivery in held)
+
     def on_beat(self) -> None:
         """Long attempts give their message back, and take up none of the prefetch."""
         latest = time.monotonic() - DETACH_SECONDS
@@ -379,6 +388,8 @@ class Attempts:
         attempts = [Attempt(claimed[i], batch[i], began) for i in batch if i in claimed]
         with self._lock:
             self._running.update((attempt.key, attempt) for attempt in attempts)
+        if attempts:
+            self._started_at = began
         for attempt in attempts:
             kind = metrics.kind(attempt.claimed.job_type, attempt.claimed.queue)
             metrics.WAIT.labels(*kind).observe(attempt.claimed.waited)

@@ -30,6 +30,7 @@ from jobsvc.broker.topology import (
     abandon,
     broker_errors,
     queue_name,
+    queue_of,
 )
 from jobsvc.errors import DatabaseUnavailable
 
@@ -283,7 +284,7 @@ class Consumer:
             Delivery(
                 job_id=job_id,
                 priority=message.properties.get("priority") or 0,
-                queue=message.delivery_info["routing_key"],
+                queue=queue_of(message.delivery_info["routing_key"]),
                 tag=message.delivery_tag,
                 epoch=self._epoch,
                 received=time.monotonic(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from jobsvc import telemetry, vital
@@ -41,6 +41,10 @@ class Keeper(Protocol):
     def on_lease_lost(self, attempt: Leased, reason: str) -> None: ...
 
     def on_cancel_requested(self, attempt: Leased) -> None: ...
+
+    def standing(self) -> tuple[float | None, Mapping[str, int]]:
+        """What a heartbeat tells beside that the worker is alive: how many seconds ago it last
+        claimed a job, None before the first, and by queue how many messages it holds."""
 
     def on_beat(self) -> None:
         """Called once a heartbeat, for what else is to be looked at now and then."""
@@ -103,7 +107,7 @@ class LeaseThread:
         leases = {attempt.job_id: attempt.token for attempt in attempts}
 
         def renew(tx: Transaction) -> tuple[dict[tuple[str, str], bool], bool]:
-            known = registry.heartbeat(tx, self._worker_id)
+            known = registry.heartbeat(tx, self._worker_id, *self._keeper.standing())
             held = transitions.renew(tx, leases, self._lease) if leases else {}
             return held, known
 

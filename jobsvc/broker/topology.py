@@ -150,6 +150,11 @@ def queue_name(name: str, generation: int = 1) -> str:
     return f"jobs.q.{name}" if generation == 1 else f"jobs.q.{name}@{generation}"
 
 
+def queue_of(full_name: str) -> str:
+    """The queue that the broker carries under this name, in whatever generation."""
+    return full_name.removeprefix("jobs.q.").partition("@")[0]
+
+
 def _close(channel: Any) -> None:
     # A channel error (404, 406) has closed it already.
     if getattr(channel, "is_open", True):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from typing import Any
 
 from google.protobuf.message import Message
 
 from jobsvc.errors import InvalidRequest, Violation
 from jobsvc.rpc.signing import Signer
+
+RepeatedComposite = Any  # of messages; protobuf's own types cannot be had at run time
 
 PAGE_SIZE = 50
 PAGE_SIZE_MAX = 1_000
@@ -39,6 +43,18 @@ class Pages:
 
 def page_size(asked: int) -> int:
     return min(asked, PAGE_SIZE_MAX) or PAGE_SIZE
+
+
+def fill(place: RepeatedComposite, messages: Iterable[Message], size: int) -> bool:
+    """Puts up to `size` messages where a page has them, and no more bytes than a page may have but
+    one message at least. Answers whether some are left."""
+    page_bytes = 0
+    for message in messages:
+        page_bytes += message.ByteSize()
+        if len(place) == size or (place and page_bytes > PAGE_BYTES_MAX):
+            return True
+        place.append(message)
+    return False
 
 
 def _purpose(request: Message) -> str:

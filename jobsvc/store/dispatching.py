@@ -75,16 +75,7 @@ def backlog(connection: sa.Connection) -> Backlog:
     """A queue's oldest job is looked for among those whose message is oldest; others have gone
     through the hands of a worker, which passes on what it cannot start within a moment."""
     now = clock(connection)
-    head = (
-        sa.select(jobs.c.queued_time)
-        .where(_QUEUED, jobs.c.queue == queues.c.name)
-        .order_by(jobs.c.dispatch_time)
-        .limit(HEAD_JOBS)
-        .correlate(queues)
-        .subquery()
-    )
-    oldest = sa.select(sa.func.min(head.c.queued_time)).scalar_subquery()
-    found = connection.execute(sa.select(queues.c.name, oldest)).all()
+    found = connection.execute(sa.select(queues.c.name, oldest_queued(_QUEUED))).all()
     owed = connection.execute(sa.select(outbox.c.create_time).order_by(outbox.c.id).limit(1))
     live = registry.live_workers(connection, now)
     return Backlog(
@@ -92,6 +83,20 @@ def backlog(connection: sa.Connection) -> Backlog:
         _age(now, owed.scalar()),
         {name: live[name] for name, _ in found},
     )
+
+
+def oldest_queued(queued: sa.ColumnElement[bool]) -> sa.ScalarSelect[datetime]:
+    """Beside a row of `queues`: since when the longest-waiting of its `queued` jobs waits, among
+    those that `backlog` looks at."""
+    head = (
+        sa.select(jobs.c.queued_time)
+        .where(queued, jobs.c.queue == queues.c.name)
+        .order_by(jobs.c.dispatch_time)
+        .limit(HEAD_JOBS)
+        .correlate(queues)
+        .subquery()
+    )
+    return sa.select(sa.func.min(head.c.queued_time)).scalar_subquery()
 
 
 def _age(now: datetime, since: datetime | None) -> float:

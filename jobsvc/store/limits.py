@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from jobsvc.core.states import JobState
 from jobsvc.store.batch import LockedJob
 from jobsvc.store.database import Transaction, add_up, lock_names
+from jobsvc.store.registry import RUNNING
 from jobsvc.store.tables import EPOCH, MICROSECOND, jobs, queue_starts, queues
 
 # What jobs.held_for can say.
@@ -44,7 +45,6 @@ LIMITED = sa.or_(
     queues.c.paused, queues.c.max_running.is_not(None), queues.c.rate_max_starts.is_not(None)
 )
 # As the indexes have them, so that they are used.
-RUNNING = jobs.c.state == sa.literal_column(f"'{JobState.RUNNING}'")
 OFFERS = sa.and_(
     jobs.c.state == sa.literal_column(f"'{JobState.QUEUED}'"),
     jobs.c.held_for == sa.literal_column(f"'{OFFERED}'"),

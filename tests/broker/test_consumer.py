@@ -27,7 +27,7 @@ def test_delivers_and_acknowledges(
     consumer = start_consumer()
     inbox.wait_for(job_id)
     (delivery,) = inbox.deliveries
-    assert (delivery.priority, delivery.queue) == (7, QUEUE)
+    assert (delivery.priority, delivery.queue) == (7, "default")
     consumer.acknowledge(delivery)
     consumer.stop()
     assert not consumer.consuming

@@ -55,7 +55,9 @@ class Queue(_message.Message):
     retrying_count: _builtins.int
     """How many of its jobs are RETRYING."""
     ready_message_count: _builtins.int
-    """How many messages wait in the broker, by its own count."""
+    """How many messages wait in the broker, by its own count; -1 while it does not tell,
+    since it is out of reach.
+    """
     unacknowledged_message_count: _builtins.int
     """How many messages the workers that are alive hold unacknowledged, as they report
     it.

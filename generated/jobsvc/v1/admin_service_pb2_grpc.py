@@ -120,7 +120,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListWorkers(self, request, context):
-        """Lists the workers.
+        """Lists the workers: those that are alive, and for a day those that fell silent
+        without saying goodbye, which `last_heartbeat_time` tells.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

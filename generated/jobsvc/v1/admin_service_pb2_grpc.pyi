@@ -49,7 +49,9 @@ class AdminServiceStub:
     UpdateQueue: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateQueueRequest, _admin_service_pb2.UpdateQueueResponse]
     """Changes the limits of a queue that the mask names. Naming a queue makes it known."""
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListWorkersRequest, _admin_service_pb2.ListWorkersResponse]
-    """Lists the workers."""
+    """Lists the workers: those that are alive, and for a day those that fell silent
+    without saying goodbye, which `last_heartbeat_time` tells.
+    """
     CancelJobs: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CancelJobsRequest, _admin_service_pb2.CancelJobsResponse]
     """Cancels every job that the filter matches and that can be cancelled, each as
     CancelJob does.
@@ -88,7 +90,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     UpdateQueue: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateQueueRequest, _admin_service_pb2.UpdateQueueResponse]  # type: ignore[assignment]
     """Changes the limits of a queue that the mask names. Naming a queue makes it known."""
     ListWorkers: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListWorkersRequest, _admin_service_pb2.ListWorkersResponse]  # type: ignore[assignment]
-    """Lists the workers."""
+    """Lists the workers: those that are alive, and for a day those that fell silent
+    without saying goodbye, which `last_heartbeat_time` tells.
+    """
     CancelJobs: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CancelJobsRequest, _admin_service_pb2.CancelJobsResponse]  # type: ignore[assignment]
     """Cancels every job that the filter matches and that can be cancelled, each as
     CancelJob does.
@@ -154,7 +158,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ListWorkersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListWorkersResponse, _abc.Awaitable[_admin_service_pb2.ListWorkersResponse]]:
-        """Lists the workers."""
+        """Lists the workers: those that are alive, and for a day those that fell silent
+        without saying goodbye, which `last_heartbeat_time` tells.
+        """
 
     @_abc_1.abstractmethod
     def CancelJobs(

@@ -52,6 +52,9 @@ class Keeper(Seen):
     def on_cancel_requested(self, attempt: Held) -> None:
         self.note(self.cancels, attempt)
 
+    def standing(self) -> tuple[float | None, dict[str, int]]:
+        return 7.0, {"default": 3}
+
     def on_beat(self) -> None:
         self.note(self.beats, None)
 
