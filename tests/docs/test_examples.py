@@ -11,20 +11,25 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from jobsvc.store.tables import job_events
+from jobsvc.tokens import make_token
 from tests.harness import Service, until
 from tests.harness.fixtures import service
 from tests.harness.process import ROOT
+from tests.pem import Authority
 from tests.services import free_port
 
 __all__ = ["service"]
 
 EXAMPLES = ROOT / "docs/examples"
 BUILT = os.environ.get("JOBSVC_TEST_EXAMPLES", "").split()
+PLAIN_ONLY = {"java"}  # the Netty of Debian knows no ALPN
 LINES = 20
 SECONDS_MAX = 20
 
@@ -57,9 +62,10 @@ class Run:
     def wait(self) -> int:
         return self._process.wait(SECONDS_MAX)
 
-    def again(self) -> list[str]:
+    def again(self, **env: str) -> list[str]:
         """What the same call prints once more."""
-        return subprocess.check_output(self._command, env=self._env, text=True).splitlines()
+        command, changed = self._command, {**self._env, **env}
+        return subprocess.check_output(command, env=changed, text=True).splitlines()
 
     def close(self) -> None:
         self._process.kill()
@@ -88,28 +94,50 @@ def node_modules() -> None:
         subprocess.run(["npm", "ci", "--ignore-scripts", "--silent"], cwd=lock.parent, check=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Settings of a server, without their prefix, and the environment of its clients."""
+
+    server: dict[str, str]
+    client: dict[str, str]
+
+
 @pytest.fixture
-def address() -> str:
-    return f"127.0.0.1:{free_port()}"
+def plain() -> Door:
+    """Open to whoever has a token."""
+    address = f"127.0.0.1:{free_port()}"
+    token, line = make_token("example", ("submit", "read"))
+    return Door(
+        {"listen": address, "tokens": line},
+        {"JOBSVC_ADDRESS": address, "JOBSVC_TOKEN": token, "JOBSVC_TLS_CA": ""},
+    )
+
+
+@pytest.fixture
+def secure(plain: Door, tmp_path: Path) -> Door:
+    """The same behind TLS, at another address."""
+    authority = Authority(tmp_path, "ca")
+    certificate, key = authority.issue("server", "localhost")
+    port = free_port()
+    return Door(
+        {**plain.server, "listen": f"127.0.0.1:{port}", "tls_cert": certificate, "tls_key": key},
+        {**plain.client, "JOBSVC_ADDRESS": f"localhost:{port}", "JOBSVC_TLS_CA": authority.path},
+    )
 
 
 @pytest.fixture
 def runs(
-    service: Service, address: str, stubs: Path, node_modules: None, tmp_path: Path
+    service: Service, plain: Door, stubs: Path, node_modules: None, tmp_path: Path
 ) -> Iterator[list[Run]]:
     """Every example, started on a service with one server."""
     handlers = "worker.handlers,tests.harness.handlers"
-    service.start(listen=address, handlers=handlers, concurrency="4")
+    service.start(1, 1, handlers=handlers, concurrency="4", **plain.server)
     commands = {
         "python": [sys.executable, str(EXAMPLES / "python/main.py")],
         "node": ["node", str(EXAMPLES / "node/main.js")],
         **{Path(program).name: [program] for program in BUILT},
     }
-    env = {
-        "JOBSVC_ADDRESS": address,
-        "JOBSVC_PROTOS": str(ROOT / "protos"),
-        "PYTHONPATH": str(stubs),
-    }
+    env = {**plain.client, "JOBSVC_PROTOS": str(ROOT / "protos"), "PYTHONPATH": str(stubs)}
     started = [Run(name, command, tmp_path, **env) for name, command in commands.items()]
     yield started
     for run in started:
@@ -118,30 +146,32 @@ def runs(
 
 @pytest.mark.timeout(120)
 def test_each_example_prints_every_event_once(
-    service: Service, address: str, runs: list[Run]
+    service: Service, secure: Door, plain: Door, runs: list[Run]
 ) -> None:
-    until_all(runs, lambda run: run.printed[-1:] == ["2 STARTED RUNNING"], "follow their job")
+    until_all(runs, lambda run: run.printed[-1:] == ["2 STARTED RUNNING"], "follows its job")
     (server,) = service.servers
     server.pause()
-    until_all(runs, lambda run: "resuming after 2" in run.told, "have noticed the silence")
+    until_all(runs, lambda run: "resuming after 2" in run.told, "has noticed the silence")
     server.kill()
     told = {run.name: len(run.told) for run in runs}
-    until_all(runs, lambda run: len(run.told) > told[run.name], "have noticed the death")
-    service.server(listen=address)
+    until_all(runs, lambda run: len(run.told) > told[run.name], "has noticed the death")
+    service.server(**plain.server)
     for run in runs:
         Path(f"{run.gate}.1").touch()
     for run in runs:
         assert run.wait() == 0, run.told
         check(service, run)
-    assert runs[0].again() == runs[0].printed
+    # The same key is the same job.
+    service.server(**secure.server)
+    for run in runs:
+        door = plain if run.name in PLAIN_ONLY else secure
+        assert run.again(**door.client) == run.printed
     service.check((), jobs_min=len(runs))
 
 
 def until_all(runs: list[Run], condition: Callable[[Run], bool], what: str) -> None:
-    def waiting() -> list[str]:
-        return [f"{run.name}: {run.told}" for run in runs if not condition(run)]
-
-    until(lambda: not waiting(), SECONDS_MAX, f"all {what}")
+    for run in runs:
+        until(partial(condition, run), SECONDS_MAX, f"{run.name} {what}")
 
 
 def check(service: Service, run: Run) -> None:
