@@ -10,10 +10,8 @@ import pytest
 from tests.conformance.runner import QUEUE_PREFIX, Home
 from tests.harness import Process, Service
 from tests.harness.service import SETTINGS
-from tests.services import VHOSTS, fresh_database, vhost_url
+from tests.services import fresh_database, vhost_url
 
-# Apart from that of the end-to-end tests, which is the last.
-VHOST = VHOSTS[-2]
 QUEUES = tuple(f"{QUEUE_PREFIX}.{number}" for number in range(1, 5))
 TOKENS: Mapping[str, str] = {
     scope: f"conformance-token-{scope}" for scope in ("admin", "submit", "read", "cancel")
@@ -29,7 +27,10 @@ SLOTS: Mapping[str, str] = {
 
 @pytest.fixture(scope="session")
 def postgresql_home(
-    postgres_url: str, rabbitmq_url: str, tmp_path_factory: pytest.TempPathFactory
+    postgres_url: str,
+    rabbitmq_url: str,
+    unused_vhosts: Iterator[str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Home]:
     """A server and a worker on PostgreSQL and RabbitMQ, behind tokens."""
     lines = [
@@ -39,7 +40,7 @@ def postgresql_home(
     with fresh_database(postgres_url) as database_url:
         service = Service(
             database_url,
-            vhost_url(rabbitmq_url, VHOST),
+            vhost_url(rabbitmq_url, next(unused_vhosts)),
             tmp_path_factory.mktemp("conformance"),
             tokens="\n".join(lines),
             **SLOTS,

@@ -186,10 +186,11 @@ class Scene:
         try:
             yield name
         finally:
-            for job_id in self.job_ids:  # what still waits would be the next one's trouble
+            for job_id in self.job_ids:  # what is left would be the next one's trouble
                 self.call("CancelJob", job_id=job_id)
-            mask = {"update_mask": "maxRunning,rateLimit"}
-            self.call("UpdateQueue", queue=name, **mask)
+            for job_id in self.job_ids:
+                self.ended(job_id)
+            self.call("UpdateQueue", queue=name, update_mask="maxRunning,rateLimit")
             self.call("ResumeQueue", queue=name)
             self._queues.put(name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from itertools import pairwise
+from typing import Any
 
 from tests.conformance.callers import Json
 from tests.conformance.scenarios import scenario
@@ -97,16 +98,21 @@ def a_unique_job_that_runs_is_left_alone(scene: Scene) -> None:
 @scenario()
 def the_scope_says_who_holds_a_key(scene: Scene) -> None:
     """WAITING: a running job does not. ACTIVE: it does."""
-    running = scene.submit("demo.sleep", payload=LONG, unique=_unique(scene))["job_id"]
-    scene.started(running)
-    held = scene.ok("SubmitJob", job_type="demo.sleep", payload=LONG, unique=_unique(scene))
-    assert held["job"]["job_id"] == running
-    waiting = _unique(scene, scope="WAITING")
-    beside = scene.submit("demo.sleep", payload=LONG, unique=waiting, delay="3600s")["job_id"]
-    assert beside != running
-    again = scene.ok("SubmitJob", job_type="demo.sleep", payload=LONG, unique=waiting)
-    assert again["job"]["job_id"] == beside
-    assert again["already_existed"] is True
+
+    def sleep(scope: str, **request: Any) -> Json:
+        unique = {**_unique(scene, scope=scope), "key": f"{scene.tag} {scope}"}
+        return scene.ok("SubmitJob", job_type="demo.sleep", payload=LONG, unique=unique, **request)
+
+    active, waiting = (sleep(scope)["job"]["job_id"] for scope in ("ACTIVE", "WAITING"))
+    scene.started(active)
+    scene.started(waiting)
+    held = sleep("ACTIVE")
+    assert (held["job"]["job_id"], held.get("already_existed")) == (active, True)
+    beside = sleep("WAITING", delay="3600s")
+    assert beside["job"]["job_id"] != waiting
+    assert "already_existed" not in beside
+    held = sleep("WAITING")
+    assert (held["job"]["job_id"], held.get("already_existed")) == (beside["job"]["job_id"], True)
 
 
 @scenario()
