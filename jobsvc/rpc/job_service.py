@@ -24,7 +24,6 @@ HEAVY_BYTES = 64 * 1024
 
 class JobService(job_service_pb2_grpc.JobServiceServicer):
     ListJobs = WatchJobs = absent
-    RetryJob = UpdateJob = DeleteJob = absent
     ExplainJob = ListJobTypes = absent
 
     def __init__(self, services: Services, pages: Pages) -> None:
@@ -128,6 +127,26 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         validate.check(validate.cancel_job(request))
         job = await self._jobs.cancel(request.job_id, request.reason, caller().actor)
         return pb.CancelJobResponse(job=convert.job(job))
+
+    async def RetryJob(self, request: pb.RetryJobRequest, context: Context) -> pb.RetryJobResponse:
+        validate.check(validate.retry_job(request))
+        job = await self._jobs.retry(request.job_id, caller().actor)
+        return pb.RetryJobResponse(job=convert.job(job))
+
+    async def UpdateJob(
+        self, request: pb.UpdateJobRequest, context: Context
+    ) -> pb.UpdateJobResponse:
+        validate.check(validate.update_job(request, time.time_ns()))
+        update = convert.job_update(request)
+        job = await self._jobs.update(request.job_id, update, caller().actor)
+        return pb.UpdateJobResponse(job=convert.job(job))
+
+    async def DeleteJob(
+        self, request: pb.DeleteJobRequest, context: Context
+    ) -> pb.DeleteJobResponse:
+        validate.check(validate.delete_job(request))
+        await self._jobs.delete(request.job_id, caller().actor)
+        return pb.DeleteJobResponse()
 
 
 class _Batch:

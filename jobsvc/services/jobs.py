@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from jobsvc import telemetry
-from jobsvc.core.model import Job, JobEvent, JobOutcome, NewJob
+from jobsvc.core.model import Job, JobEvent, JobOutcome, JobUpdate, NewJob
 from jobsvc.core.states import JobState
 from jobsvc.errors import JobUnknown, RegistryChanged, SequenceOutOfRange
 from jobsvc.outbox import Outbox
@@ -112,6 +112,28 @@ class Jobs:
             self._outbox.control({"cancel": job_id})
         self._log.info("cancel requested", job_id=job_id, state=job.state, actor=actor)
         return job
+
+    async def retry(self, job_id: str, actor: str) -> Job:
+        job, effects = await self._threads.write(lambda tx: transitions.retry(tx, job_id, actor))
+        self._outbox.tell(effects)
+        self._log.info("job retried", job_id=job_id, actor=actor)
+        for change in effects.changes:
+            if change.job_id != job_id:
+                self._log.info("job replaced", job_id=change.job_id, replaced_by=job_id)
+        return job
+
+    async def update(self, job_id: str, update: JobUpdate, actor: str) -> Job:
+        job, effects = await self._threads.write(
+            lambda tx: transitions.update(tx, job_id, update, actor)
+        )
+        self._outbox.tell(effects)
+        self._log.info("job updated", job_id=job_id, state=job.state, actor=actor)
+        return job
+
+    async def delete(self, job_id: str, actor: str) -> None:
+        """Its watchers are told by the hub's next sweep."""
+        await self._threads.write(lambda tx: transitions.delete(tx, job_id))
+        self._log.info("job deleted", job_id=job_id, actor=actor)
 
     async def _head(self, job_id: str) -> tuple[int, JobState]:
         heads = await self._threads.read(lambda c: queries.heads(c, [job_id]))

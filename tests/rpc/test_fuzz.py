@@ -26,7 +26,7 @@ JOB_ID = "01a20fd4-d592-729d-9646-b420d5e14aab"
 SECONDS_MAX = 20
 REASONS = {
     *("INVALID_FIELD", "UNDECODABLE", "UNIMPLEMENTED"),
-    *("JOB_UNKNOWN", "IDEMPOTENCY_KEY_REUSED"),
+    *("JOB_UNKNOWN", "IDEMPOTENCY_KEY_REUSED", "UNIQUE_CONFLICT"),
 }
 REQUESTS: dict[str, type[Message]] = {
     "SubmitJob": pb.SubmitJobRequest,
@@ -37,11 +37,14 @@ REQUESTS: dict[str, type[Message]] = {
     "WatchJob": pb.WatchJobRequest,
     "ListJobEvents": pb.ListJobEventsRequest,
     "CancelJob": pb.CancelJobRequest,
+    "RetryJob": pb.RetryJobRequest,
+    "UpdateJob": pb.UpdateJobRequest,
+    "DeleteJob": pb.DeleteJobRequest,
 }
 STREAMS = {"RunJob", "WatchJob"}
 
 # Each kind of field: often what passes, so that what lies behind it is reached too.
-TEXTS = st.sampled_from(["demo", "default", "k", "", JOB_ID]) | st.text()
+TEXTS = st.sampled_from(["demo", "default", "k", "priority", "", JOB_ID]) | st.text()
 SCALARS: dict[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.TYPE_STRING: TEXTS,
     FieldDescriptor.TYPE_BYTES: st.binary(max_size=100),
@@ -65,6 +68,9 @@ def messages(draw: st.DrawFn, kind: type[Message], depth: int = 0) -> Message:
 
 def fill(draw: Any, made: Any, field: Any, depth: int = 0) -> None:
     kind: Any = field.message_type
+    if kind is None and field.is_repeated:
+        getattr(made, field.name).extend(draw(st.lists(SCALARS[field.type], max_size=3)))
+        return
     if kind is None:
         setattr(made, field.name, draw(SCALARS[field.type]))
         return

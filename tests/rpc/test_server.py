@@ -37,6 +37,7 @@ IMPLEMENTED = {
     "jobsvc.v1.JobService": {
         *("SubmitJob", "SubmitJobs", "RunJob", "GetJob", "GetResult"),
         *("WatchJob", "ListJobEvents", "CancelJob"),
+        *("RetryJob", "UpdateJob", "DeleteJob"),
     },
     "jobsvc.v1.ScheduleService": set(),
     "jobsvc.v1.AdminService": set(),

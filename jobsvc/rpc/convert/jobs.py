@@ -23,6 +23,7 @@ from jobsvc.core.model import (
     JobEvent,
     JobFilter,
     JobOutcome,
+    JobUpdate,
     Log,
     NewJob,
     OnConflict,
@@ -87,6 +88,15 @@ def new_job(
         actor=actor,
         trace_id=trace_id,
         span_id=span_id,
+    )
+
+
+def job_update(request: job_service_pb2.UpdateJobRequest) -> JobUpdate:
+    named = request.update_mask.paths
+    return JobUpdate(
+        priority=request.priority if "priority" in named else None,
+        schedule_time=to_datetime(request.schedule_time) if "schedule_time" in named else None,
+        labels=dict(request.labels) if "labels" in named else None,
     )
 
 

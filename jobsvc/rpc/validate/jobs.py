@@ -19,6 +19,7 @@ CONCURRENCY_MAX = 10_000
 # More are of use to nobody, as in a payload.
 VIOLATIONS_MAX = 1_000
 DEFAULT_POLICY = RetryPolicy()
+UPDATABLE = frozenset({"priority", "schedule_time", "labels"})
 
 
 def submit_job(
@@ -29,8 +30,7 @@ def submit_job(
     found = fields.job_type(request.job_type, f"{prefix}job_type")
     if request.queue:
         found += fields.queue(request.queue, f"{prefix}queue")
-    if not 0 <= request.priority <= 9:
-        found.append(Violation(f"{prefix}priority", "must be 0 to 9"))
+    found += _priority(request.priority, f"{prefix}priority")
     if not 0 <= request.max_attempts <= 100:
         found.append(Violation(f"{prefix}max_attempts", "must be 1 to 100, or 0 for the default"))
     if request.idempotency_key:
@@ -98,6 +98,35 @@ def cancel_job(request: job_service_pb2.CancelJobRequest) -> Violations:
     return fields.job_id(request.job_id) + fields.text(
         request.reason, "reason", REASON_CHARACTERS_MAX
     )
+
+
+def retry_job(request: job_service_pb2.RetryJobRequest) -> Violations:
+    return fields.job_id(request.job_id)
+
+
+def update_job(request: job_service_pb2.UpdateJobRequest, now: int) -> Violations:
+    """What the mask does not name is not looked at."""
+    named = request.update_mask.paths
+    found = fields.job_id(request.job_id)
+    found += fields.mask(request.update_mask, "update_mask", UPDATABLE)
+    if "priority" in named:
+        found += _priority(request.priority, "priority")
+    if "schedule_time" in named and not request.HasField("schedule_time"):
+        what = "must be set where update_mask names it; a moment in the past means now"
+        found.append(Violation("schedule_time", what))
+    elif "schedule_time" in named:
+        found += fields.moment(request.schedule_time, "schedule_time", now)
+    if "labels" in named:
+        found += fields.labels(request.labels, "labels")
+    return found
+
+
+def delete_job(request: job_service_pb2.DeleteJobRequest) -> Violations:
+    return fields.job_id(request.job_id)
+
+
+def _priority(priority: int, path: str) -> Violations:
+    return [] if 0 <= priority <= 9 else [Violation(path, "must be 0 to 9")]
 
 
 def _unique(unique: job_pb2.Unique, prefix: str) -> Violations:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import text_format
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -394,6 +395,11 @@ JOB_ID_REQUESTS: list[Callable[[str], list[Violation]]] = [
     lambda job_id: validate.watch_job(pb.WatchJobRequest(job_id=job_id)),
     lambda job_id: validate.list_job_events(pb.ListJobEventsRequest(job_id=job_id)),
     lambda job_id: validate.cancel_job(pb.CancelJobRequest(job_id=job_id)),
+    lambda job_id: validate.retry_job(pb.RetryJobRequest(job_id=job_id)),
+    lambda job_id: validate.delete_job(pb.DeleteJobRequest(job_id=job_id)),
+    lambda job_id: validate.update_job(
+        pb.UpdateJobRequest(job_id=job_id, update_mask=FieldMask(paths=["priority"])), NOW
+    ),
 ]
 
 
@@ -459,6 +465,39 @@ def test_list_job_events() -> None:
 def test_cancel_job(reason: str, found: list[str]) -> None:
     made = pb.CancelJobRequest(job_id=JOB_ID, reason=reason)
     assert fields(validate.cancel_job(made)) == found
+
+
+@pytest.mark.parametrize(
+    ("paths", "text", "found"),
+    [
+        ("priority", "priority: 9", []),
+        ("priority", "", []),
+        ("priority", "priority: 10", ["priority"]),
+        ("priority", "priority: -1", ["priority"]),
+        ("labels", "labels { key: 'a' value: 'b' }", []),
+        ("labels", "", []),
+        ("labels", "labels { key: 'A' value: 'b' }", ['labels["A"]']),
+        ("schedule_time", "schedule_time {}", []),
+        ("schedule_time", "", ["schedule_time"]),
+        ("schedule_time", "schedule_time { nanos: -1 }", ["schedule_time"]),
+        ("schedule_time", f"schedule_time {{ seconds: {NOW // 10**9 + 31_622_400} }}", []),
+        (
+            "schedule_time",
+            f"schedule_time {{ seconds: {NOW // 10**9 + 31_622_401} }}",
+            ["schedule_time"],
+        ),
+        ("", "priority: 1", ["update_mask"]),
+        ("state", "", ["update_mask"]),
+        ("priority,labels.a", "", ["update_mask"]),
+        ("*", "", ["update_mask"]),
+        ("priority,labels,priority", "schedule_time { nanos: -1 }", []),
+        ("priority,queue", "priority: 10", ["update_mask", "priority"]),
+    ],
+)
+def test_update_job(paths: str, text: str, found: list[str]) -> None:
+    made = text_format.Merge(text, pb.UpdateJobRequest(job_id=JOB_ID))
+    made.update_mask.paths.extend(path for path in paths.split(",") if path)
+    assert fields(validate.update_job(made, NOW)) == found
 
 
 def test_check_raises_what_was_found() -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 
 from jobsvc.broker.topology import Broker
-from jobsvc.core.model import Effects, Input, JobTypeInfo, NewJob
+from jobsvc.core.model import Effects, Input, JobTypeInfo, NewJob, OnConflict, Unique
 from jobsvc.core.states import JobState
 from jobsvc.errors import (
     DatabaseUnavailable,
@@ -18,6 +18,7 @@ from jobsvc.errors import (
     LimitReached,
     RegistryChanged,
     SequenceOutOfRange,
+    UniqueConflict,
 )
 from jobsvc.outbox import Outbox
 from jobsvc.services import submitting
@@ -27,6 +28,7 @@ from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import WatchHub
 from jobsvc.store import registry
 from jobsvc.store.database import CommitUnknown, Database, Transaction
+from jobsvc.store.submission import Submitted
 from jobsvc.store.tables import idempotency_keys, job_events, jobs, outbox
 from tests.store.house import DONE, FATAL, House, new_id, new_job, worker
 from tests.unit.conftest import POOL_SIZE, hasten
@@ -72,9 +74,11 @@ class Teller(Outbox):
     def __init__(self, database: Database) -> None:
         super().__init__(database, Broker("memory://"))
         self.told: list[Effects] = []
+        self.watched: list[bool] = []
 
     def tell(self, effects: Effects, *, watched: bool = True) -> None:
         self.told.append(effects)
+        self.watched.append(watched)
 
     @property
     def dispatched(self) -> list[str]:
@@ -214,6 +218,37 @@ async def test_another_with_the_same_key_fails_alone(
     assert (same.job_id, same.already_existed) == (original.job_id, True)
     assert not isinstance(plain, BaseException)
     assert house.count(jobs) == 3
+
+
+async def test_another_with_the_same_unique_key_fails_alone(
+    group: GroupCommit, database: Disturbed, house: House, known: Registry
+) -> None:
+    unique = Unique("k", on_conflict=OnConflict.REJECT)
+    first = await hold(database, group, known)
+    jobs = [new_job(unique=unique), new_job(unique=unique), new_job()]
+    tasks = [asyncio.create_task(group.submit(job, known)) for job in jobs]
+    await asyncio.sleep(0)
+    database.open.set()
+    one, rejected, other = await asyncio.gather(*tasks, return_exceptions=True)
+    await first
+    assert isinstance(one, Submitted)
+    assert isinstance(rejected, UniqueConflict)
+    assert rejected.job_id == one.job_id
+    assert isinstance(other, Submitted)
+    assert database.commits == 2
+
+
+async def test_of_a_job_that_was_replaced_its_watchers_are_told(
+    group: GroupCommit, house: House, known: Registry, teller: Teller
+) -> None:
+    unique = Unique("k", on_conflict=OnConflict.REPLACE)
+    old = await group.submit(new_job(unique=unique), known)
+    new = await group.submit(new_job(unique=unique), known)
+    await group.submit_all([new_job()], known)
+    await group.submit_all([new_job(unique=unique)], known)
+    assert teller.watched == [False, True, False, True]
+    assert {change.job_id for change in teller.told[1].changes} == {old.job_id, new.job_id}
+    assert [house.get(each.job_id).state for each in (old, new)] == [JobState.CANCELLED] * 2
 
 
 async def test_whoever_hung_up_before_the_write_is_not_stored(
