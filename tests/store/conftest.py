@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import sqlalchemy as sa
@@ -33,10 +34,24 @@ def connect(url: str) -> Database:
 
 
 def open_database(url: str) -> Database:
-    """With the schema in place."""
+    """New, with the schema in place."""
     database = connect(url)
-    schema.migrate(database)
+    if database.sqlite:
+        assert database.url.database
+        Path(database.url.database).write_bytes(_empty_file())
+    else:
+        schema.migrate(database)
     return database
+
+
+@cache
+def _empty_file() -> bytes:
+    """An SQLite database as migrations make it, to copy: quicker than to run them each time."""
+    with TemporaryDirectory() as directory:
+        database = connect(sqlite_url(Path(directory)))
+        schema.migrate(database)
+        database.close()
+        return (Path(directory) / "jobs.db").read_bytes()
 
 
 @pytest.fixture(scope="session", params=["sqlite", *POSTGRESQL])
@@ -87,19 +102,10 @@ def pg_house(migrated_postgresql: Database) -> Iterator[House]:
     check(migrated_postgresql)
 
 
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty SQLite database to copy: quicker than to migrate a new one."""
-    path = tmp_path_factory.mktemp("template") / "jobs.db"
-    open_database(f"sqlite:///{path}").close()
-    return path
-
-
 @pytest.fixture
-def sqlite_house(tmp_path: Path, sqlite_template: Path) -> Iterator[House]:
+def sqlite_house(tmp_path: Path) -> Iterator[House]:
     """SQLite alone, and not checked in the end: for tests that break it."""
-    shutil.copy(sqlite_template, tmp_path)
-    database = connect(sqlite_url(tmp_path))
+    database = open_database(sqlite_url(tmp_path))
     yield House(database)
     database.close()
 

@@ -106,9 +106,7 @@ def test_migrating_again_changes_nothing(empty: Database) -> None:
     assert schema.missing(empty) == []
 
 
-def test_each_database_has_an_incarnation_of_its_own(
-    migrated: Database, sqlite_house: House, empty: Database
-) -> None:
+def test_each_database_has_an_incarnation_of_its_own(migrated: Database, empty: Database) -> None:
     schema.migrate(empty)
     assert incarnation(migrated) != incarnation(empty)
 

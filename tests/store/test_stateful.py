@@ -7,7 +7,6 @@ and what each verb has to answer; in the end the checker reads the tables.
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -314,14 +313,13 @@ def run(machine: Callable[[], Histories], examples: int) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_any_order_of_verbs_on_sqlite(sqlite_template: Path, tmp_path: Path) -> None:
+def test_any_order_of_verbs_on_sqlite(tmp_path: Path) -> None:
     numbers = itertools.count()
 
     def machine() -> Histories:
         directory = tmp_path / str(next(numbers))
         directory.mkdir()
-        shutil.copy(sqlite_template, directory)
-        return Histories(connect(sqlite_url(directory)))
+        return Histories(open_database(sqlite_url(directory)))
 
     run(machine, examples=25)
 
