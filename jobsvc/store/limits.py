@@ -60,17 +60,27 @@ def rank(job: Any) -> Rank:
 
 @dataclass(slots=True)
 class _Share:
-    """What is left of one limit: `free`, less the places that are kept for jobs which go first. Of
-    a key `free` is minus what runs, since each job brings a limit of its own."""
+    """How many more jobs of a queue or key may run, and how many may start by its rate, less the
+    places that are kept for jobs which go first. Of a key `run` is minus what runs, since each job
+    brings a limit of its own."""
 
-    free: float
+    run: float
+    start: float = math.inf
     kept: list[Rank] = field(default_factory=list)
+
+    @property
+    def free(self) -> float:
+        return min(self.run, self.start)
 
     def left(self, job: Any) -> float:
         return self.free - bisect_left(self.kept, rank(job))
 
+    def take(self, count: int = 1) -> None:
+        self.run -= count
+        self.start -= count
+
     def keep_all(self) -> None:
-        self.free -= len(self.kept)
+        self.take(len(self.kept))
         self.kept.clear()
 
 
@@ -117,7 +127,7 @@ class Room:
             return KEY
         for share in (queue, key):
             if share is not None:
-                share.free -= 1
+                share.take()
         self._started[job.queue] += 1
         return None
 
@@ -125,7 +135,7 @@ class Room:
         """A job that ran does no more."""
         for share in (self._queues.get(job.queue), self._keys.get(job.concurrency_key)):
             if share is not None:
-                share.free += 1
+                share.run += 1
 
     def keep_all(self) -> None:
         """From now on the places that were offered are kept from every other job, not only from
@@ -172,10 +182,10 @@ class Room:
             running = count_running(self._tx.connection)
             for queue in open_:
                 if queue.max_running is not None:
-                    shares[queue.name].free = queue.max_running - running.get(queue.name, 0)
+                    shares[queue.name].run = queue.max_running - running.get(queue.name, 0)
         self._rates = load_rates(self._tx.connection, open_)
         for name, rate in self._rates.items():
-            shares[name].free = min(shares[name].free, rate.left(self._tx.now))
+            shares[name].start = rate.left(self._tx.now)
         return shares
 
     def _lock_keys(self, keys: Collection[str]) -> dict[str, _Share]:

@@ -29,7 +29,8 @@ from jobsvc.core.model import (
     Succeeded,
     WorkerInfo,
 )
-from jobsvc.store import dispatching, queries, registry, transitions
+from jobsvc.core.operations import RateLimit
+from jobsvc.store import dispatching, queries, queues, registry, releasing, transitions
 from jobsvc.store.database import Database, Transaction
 from jobsvc.store.submission import Answer, Submitted, submit
 from jobsvc.store.tables import job_events, jobs, metadata, outbox, service
@@ -202,7 +203,24 @@ class House:
         return self.write(lambda tx: dispatching.take_owed(tx, limit))
 
     def release_held(self, limit: int = 100) -> int:
-        return self._count(lambda tx: transitions.release_held(tx, limit))
+        released = self.write(lambda tx: releasing.release_held(tx, limit))
+        self.effects = released.effects
+        return released.count
+
+    def pause(self, queue: str = "default", paused: bool = True) -> None:
+        self.effects = self.write(lambda tx: queues.set_paused(tx, queue, paused))
+
+    def resume(self, queue: str = "default") -> None:
+        self.pause(queue, paused=False)
+
+    def limit(self, queue: str = "default", max_running: int | None = None) -> None:
+        mask = {"max_running"}
+        self.effects = self.write(lambda tx: queues.set_limits(tx, queue, mask, max_running, None))
+
+    def rate(self, starts: int, period: float, queue: str = "default") -> None:
+        limit = RateLimit(starts, period) if starts else None
+        mask = {"rate_limit"}
+        self.effects = self.write(lambda tx: queues.set_limits(tx, queue, mask, None, limit))
 
     def republish(self, *job_ids: str) -> None:
         self.effects = self.write(lambda tx: dispatching.republish(tx, job_ids))
@@ -272,6 +290,8 @@ def wipe(database: Database) -> None:
     def body(tx: Transaction) -> None:
         for table in tables:
             tx.execute(sa.delete(table))
+
+        tx.execute(sa.update(service).values(limited=False))
 
     database.write(body)
 

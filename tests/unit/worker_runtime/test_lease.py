@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -203,10 +204,10 @@ def test_a_fault_of_ours_stops_no_renewing(
     faults = [ZeroDivisionError()]
     heartbeat = registry.heartbeat
 
-    def fail_once(tx: Transaction, worker_id: str) -> bool:
+    def fail_once(tx: Transaction, worker_id: str, *standing: Any) -> bool:
         if faults:
             raise faults.pop()
-        return heartbeat(tx, worker_id)
+        return heartbeat(tx, worker_id, *standing)
 
     monkeypatch.setattr(registry, "heartbeat", fail_once)
     start()
