@@ -55,6 +55,16 @@ WATCH_LAG = Histogram(
     "From an event's commit until it was read for a watcher that follows live.",
     buckets=_SECONDS,
 )
+FLEET_WATCHERS = Gauge("jobsvc_fleet_watchers", "Open WatchJobs streams of this server.")
+FLEET_LAG = Histogram(
+    "jobsvc_fleet_lag_seconds",
+    "From the beginning of an event's transaction until it was read for WatchJobs.",
+    buckets=_SECONDS,
+)
+FLEET_HELD = Gauge(
+    "jobsvc_fleet_held_seconds",
+    "For how long one transaction that still writes has kept events from WatchJobs.",
+)
 POOL_IN_USE = Gauge("jobsvc_database_connections_in_use", "Of this process.")
 DATABASE_WAITING = Gauge(
     "jobsvc_database_calls_waiting", "What waits for one of this server's database threads."

@@ -84,16 +84,21 @@ class Outbox:
         self._thread.join()
 
     @property
+    def broker(self) -> Broker:
+        return self._publisher.broker
+
+    @property
     def broker_reachable(self) -> bool:
         return self._publisher.connected
 
     def tell(self, effects: Effects, *, watched: bool = True) -> None:
         """Takes over what a committed transaction left to be told. Never blocks, never raises.
 
-        `watched` False: nobody can be watching these jobs yet (they are new).
+        `watched` False: no other process is told, as nobody can be watching these jobs (they are
+        new) but for who watches all of them, and looks by itself.
         """
         metrics.count_steps(effects.steps)
-        if watched and self._on_changes is not None and effects.changes:
+        if self._on_changes is not None and effects.changes:
             self._on_changes(effects.changes)
         hints = self._hints and watched and effects.changes
         if not hints and not effects.dispatches:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import uvloop
 
@@ -13,6 +13,7 @@ from jobsvc.bootstrap.probes import serve_probes
 from jobsvc.bootstrap.signals import on_stop
 from jobsvc.broker.listener import HintListener
 from jobsvc.broker.topology import Broker
+from jobsvc.core.model import Change
 from jobsvc.errors import CannotStart, DatabaseUnavailable
 from jobsvc.outbox import Outbox
 from jobsvc.rpc.access import Access, follow_tokens
@@ -22,6 +23,7 @@ from jobsvc.rpc.schedule_service import ticked_job
 from jobsvc.rpc.server import Server
 from jobsvc.services import upkeep
 from jobsvc.services.assembly import Services, assemble
+from jobsvc.services.fleet import Fleet
 from jobsvc.services.schedules import ticking
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import WatchHub
@@ -84,14 +86,15 @@ class Service:
         self._database = database
         self._threads = AsyncDatabase(database, DATABASE_THREADS)
         self._hub = WatchHub(self._threads, settings.sweep_interval)
+        self._fleet = Fleet(database, self._threads, settings.sweep_interval)
         self.outbox = Outbox(
             database,
             broker,
-            on_changes=self._hub.notify,
+            on_changes=self._notify,
             relay_interval=settings.relay_interval,
             redispatch_interval=settings.redispatch_interval,
         )
-        self._hints = None if broker.memory else HintListener(broker, self._hub.notify)
+        self._hints = None if broker.memory else HintListener(broker, self._notify)
         self._loops = [
             upkeep.Loop(task, database, self.outbox)
             for task in (
@@ -99,7 +102,7 @@ class Service:
                 upkeep.Task("tick", settings.promote_interval, ticking(ticked_job)),
             )
         ]
-        services = assemble(database, self._threads, self.outbox, self._hub)
+        services = assemble(database, self._threads, self.outbox, self._hub, self._fleet)
         self._server = _server(settings, services)
         self._settings = settings
         self._probes: Probes | None = None
@@ -116,6 +119,7 @@ class Service:
 
     async def start(self) -> None:
         self._hub.start()
+        self._fleet.start()
         self.outbox.start()
         if self._hints is not None:
             self._hints.start()
@@ -132,6 +136,7 @@ class Service:
             self._probe.cancel()
         await self._server.stop(grace_seconds)
         await self._hub.stop()
+        await self._fleet.stop()
         stops = [loop.stop for loop in self._loops]
         if self._hints is not None:
             stops.append(self._hints.stop)
@@ -140,6 +145,10 @@ class Service:
         self._threads.close()
         if self._probes is not None:
             await asyncio.to_thread(self._probes.close)
+
+    def _notify(self, changes: Iterable[Change]) -> None:
+        self._hub.notify(changes)
+        self._fleet.notify()
 
     async def _probe_database(self) -> None:
         """Health says NOT_SERVING while the database is away."""

@@ -176,10 +176,10 @@ class CallBoundary(grpc.aio.ServerInterceptor):
                 try:
                     self._begin(name, implemented)
                     request = _decoded(decode, data, name)
-                    messages: AsyncGenerator[Message] = method(request, context)
+                    messages: AsyncGenerator[Message | bytes] = method(request, context)
                     async with self.access.held(name), aclosing(messages):
                         async for message in messages:
-                            await self._write(message.SerializeToString(), context)
+                            await self._write(_encoded(message), context)
                     _log_answered(name, start)
                 except BaseException as error:  # noqa: BLE001 - the boundary is for all of them
                     await self._end(name, start, error, context)
@@ -231,6 +231,11 @@ class CallBoundary(grpc.aio.ServerInterceptor):
                 await context.abort(answer.code, answer.message, answer.trailers)
         except (TimeoutError, grpc.aio.InternalError):
             raise asyncio.CancelledError from None
+
+
+def _encoded(message: Message | bytes) -> bytes:
+    """What goes to many is encoded by its servicer, once."""
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def _decoded(decode: Callable[[bytes], Any], data: bytes, name: str) -> Any:

@@ -7,15 +7,19 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
+from generated.jobsvc.v1 import job_pb2, job_service_pb2_grpc
 from generated.jobsvc.v1 import job_service_pb2 as pb
-from generated.jobsvc.v1 import job_service_pb2_grpc
 from jobsvc.core.model import NewJob
 from jobsvc.errors import IdempotencyKeyReused, UniqueConflict
 from jobsvc.rpc import convert, validate
-from jobsvc.rpc.interceptors import Caller, Context, absent, caller
-from jobsvc.rpc.paging import Pages, page_size
+from jobsvc.rpc.interceptors import Caller, Context, caller
+from jobsvc.rpc.paging import Pages, fill, page_size
+from jobsvc.rpc.resume import ResumeTokens
+from jobsvc.rpc.signing import Signer
 from jobsvc.services.assembly import Services
+from jobsvc.services.fleet import Beat
 from jobsvc.services.jobs import Registry, Submitted
 
 # A request of this size takes a while to check; others on the event loop are not to wait for it.
@@ -23,12 +27,13 @@ HEAVY_BYTES = 64 * 1024
 
 
 class JobService(job_service_pb2_grpc.JobServiceServicer):
-    ListJobs = WatchJobs = absent
-    ExplainJob = ListJobTypes = absent
-
     def __init__(self, services: Services, pages: Pages) -> None:
         self._jobs = services.jobs
         self._hub = services.hub
+        self._fleet = services.fleet
+        self._lists = services.lists
+        self._resume = ResumeTokens(Signer(services.identity.secret))
+        self._operations = services.operations
         self._pages = pages
 
     async def SubmitJob(
@@ -112,6 +117,25 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
             async for item in watch:
                 yield convert.watch_response(item)
 
+    async def WatchJobs(  # type: ignore[override]  # what goes to many is encoded once
+        self, request: pb.WatchJobsRequest, context: Context
+    ) -> AsyncGenerator[pb.WatchJobsResponse | bytes]:
+        validate.check(validate.watch_jobs(request))
+        watch = self._fleet.watch(
+            convert.job_filter(request.filter),
+            self._resume.mark(request.resume_token),
+            convert.heartbeat_seconds(request),
+        )
+        async with aclosing(watch):
+            async for item in watch:
+                if isinstance(item, Beat):
+                    yield convert.fleet_beat(item.time, self._resume.token(item.mark))
+                    continue
+                if not item.wire:
+                    token = self._resume.token(item.mark)
+                    item.wire = convert.fleet_event(item.found.event, token)
+                yield item.wire
+
     async def ListJobEvents(
         self, request: pb.ListJobEventsRequest, context: Context
     ) -> pb.ListJobEventsResponse:
@@ -120,6 +144,20 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         # One more than the page holds tells whether there are more.
         events = await self._jobs.list_events(request.job_id, request.after_sequence, size + 1)
         return convert.events_page(events, size)
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        validate.check(validate.list_jobs(request))
+        full = request.view == job_pb2.JOB_VIEW_FULL
+        page, last = await self._lists.jobs(
+            convert.job_filter(request.filter),
+            self._pages.after(request),
+            page_size(request.page_size),
+            full=full,
+            gather=partial(convert.jobs_page, full=full),
+        )
+        if last:
+            page.next_page_token = self._pages.token(request, last)
+        return page
 
     async def CancelJob(
         self, request: pb.CancelJobRequest, context: Context
@@ -147,6 +185,23 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         validate.check(validate.delete_job(request))
         await self._jobs.delete(request.job_id, caller().actor)
         return pb.DeleteJobResponse()
+
+    async def ExplainJob(
+        self, request: pb.ExplainJobRequest, context: Context
+    ) -> pb.ExplainJobResponse:
+        validate.check(validate.explain_job(request))
+        return convert.explanation(await self._operations.explain(request.job_id))
+
+    async def ListJobTypes(
+        self, request: pb.ListJobTypesRequest, context: Context
+    ) -> pb.ListJobTypesResponse:
+        validate.check(validate.page(request))
+        size = page_size(request.page_size)
+        found = await self._operations.list_job_types(self._pages.after(request), size + 1)
+        page = pb.ListJobTypesResponse()
+        if fill(page.job_types, convert.job_types(found), size):
+            page.next_page_token = self._pages.token(request, page.job_types[-1].name)
+        return page
 
 
 class _Batch:

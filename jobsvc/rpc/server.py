@@ -76,6 +76,7 @@ class Server:
         """`listen`: HOST:PORT; port 0 takes a free one. Plaintext without credentials. Raises
         RuntimeError where it cannot be bound."""
         self._hub = services.hub
+        self._fleet = services.fleet
         self._boundary = boundary
         self._health = health.aio.HealthServicer()
         self._following: asyncio.Task[None] | None = None
@@ -116,6 +117,7 @@ class Server:
         await self._health.enter_graceful_shutdown()
         self._boundary.refuse_calls()
         self._hub.drain()
+        self._fleet.drain()
         await self._boundary.wait_idle(grace_seconds)
         if self._following is not None:
             self._following.cancel()

@@ -19,6 +19,7 @@ from jobsvc.rpc.access import Access
 from jobsvc.rpc.interceptors import CallBoundary
 from jobsvc.rpc.server import Server
 from jobsvc.services.assembly import assemble
+from jobsvc.services.fleet import Fleet
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import WatchHub
 from tests.store.conftest import open_database, sqlite_url
@@ -35,6 +36,7 @@ class World:
     server: Server
     boundary: CallBoundary
     hub: WatchHub
+    fleet: Fleet
     house: House
     threads: AsyncDatabase
     channel: grpc.aio.Channel
@@ -62,6 +64,7 @@ class World:
 
         answer, effects = await self.threads.run(run)
         self.hub.notify(effects.changes)
+        self.fleet.notify()
         return answer
 
 
@@ -85,16 +88,19 @@ async def running_world(
     database = open_database(sqlite_url(directory))
     threads = AsyncDatabase(database, THREADS)
     hub = WatchHub(threads, SWEEP_SECONDS)
+    fleet = Fleet(database, threads, SWEEP_SECONDS)
     # Its thread is not started: what is owed to the broker is of no concern here.
     outbox = Outbox(database, Broker("memory://rpc-tests"), on_changes=hub.notify)
-    services = assemble(database, threads, outbox, hub)
+    services = assemble(database, threads, outbox, hub, fleet)
     server = Server("127.0.0.1:0", services, boundary, credentials)
     hub.start()
+    fleet.start()
     await server.start()
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = job_service_pb2_grpc.JobServiceStub(channel)
-        yield World(server, boundary, hub, House(database), threads, channel, stub)
+        yield World(server, boundary, hub, fleet, House(database), threads, channel, stub)
     await server.stop(grace_seconds=5)
     await hub.stop()
+    await fleet.stop()
     threads.close()
     database.close()

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.store import dispatching, queries, transitions, uniqueness
+from jobsvc.store import dispatching, fleet, queries, releasing, transitions, uniqueness
+from jobsvc.store import schedules as schedule_store
 from jobsvc.store.database import Database, Transaction
-from jobsvc.store.tables import idempotency_keys, job_events, jobs, outbox
-from tests.store.house import House, new_token, worker
+from jobsvc.store.tables import idempotency_keys, job_events, jobs, outbox, schedules
+from tests.store.house import House, new_job, new_token, worker
 
 ENDED = 20_000
 OF_EACH_KIND = 300
@@ -36,7 +37,7 @@ def full(migrated_postgresql: Database) -> Iterator[House]:
 
 
 def _empty(tx: Transaction) -> None:
-    for table in (jobs, job_events, outbox, idempotency_keys):
+    for table in (jobs, job_events, outbox, idempotency_keys, schedules):
         tx.execute(sa.text(f"TRUNCATE {table.name}"))
 
 
@@ -69,8 +70,9 @@ def _fill(tx: Transaction) -> None:
         tx.execute(statement, {**parameters, "ended": state == "SUCCEEDED"})
     for insert in (
         (
-            "INSERT INTO job_events (job_id, sequence, type, state, event_time, attempt) "
-            "SELECT id, s, 'LOG', 'RUNNING', now(), 1 FROM jobs, generate_series(1, 3) AS s"
+            "INSERT INTO job_events (job_id, sequence, type, state, event_time, attempt, x) "
+            "SELECT id, s, 'LOG', 'RUNNING', now(), 1, row_number() OVER (ORDER BY s, id) "
+            "FROM jobs, generate_series(1, 3) AS s"
         ),
         (
             "INSERT INTO outbox (kind, job_id, job_type, queue, priority, attempt, error_type, "
@@ -81,6 +83,12 @@ def _fill(tx: Transaction) -> None:
         (
             "INSERT INTO idempotency_keys (key, request_hash, job_id, expire_time) "
             "SELECT id::text, '', id, now() + interval '1 day' FROM jobs LIMIT 5000"
+        ),
+        (
+            "INSERT INTO schedules (id, cron, time_zone, request, paused, missed_ticks, overlap, "
+            "next_time, revision) "
+            "SELECT 's' || n, '* * * * *', 'UTC', repeat('x', 500)::bytea, n % 2 = 0, 'SKIP', "
+            "'ALLOW', now() + n * interval '1 s', 1 FROM generate_series(1, 2000) AS n"
         ),
     ):
         tx.execute(sa.text(insert))
@@ -120,7 +128,7 @@ def shortcomings(found: list[str], index: str) -> list[str]:
     wasteful = [
         plan
         for plan in found
-        for table in ("jobs", "job_events", "outbox", "idempotency_keys")
+        for table in ("jobs", "job_events", "outbox", "idempotency_keys", "schedules")
         if f"Seq Scan on {table}" in plan
     ]
     return wasteful + (
@@ -143,12 +151,16 @@ WORK: dict[str, tuple[str, Work]] = {
     "promote what retries": ("ix_jobs_retrying", lambda tx: transitions.promote(tx, 200)),
     "expire": ("ix_jobs_expiring", lambda tx: transitions.expire(tx, 200)),
     "reap": ("ix_jobs_leased", lambda tx: transitions.reap(tx, 200)),
-    "release": ("ix_jobs_held", lambda tx: transitions.release_held(tx, 200)),
+    "release": ("ix_jobs_held", lambda tx: releasing.release_held(tx, 200)),
     "purge jobs": ("ix_jobs_purge", lambda tx: transitions.purge(tx, 200)),
     "purge keys": ("ix_idempotency_keys_expire_time", lambda tx: transitions.purge(tx, 200)),
     "holders of unique keys": (
         "ix_jobs_unique",
         lambda tx: uniqueness.lock_holders(tx, [("demo", "2"), ("other", "4")], [], IDS),
+    ),
+    "tick": (
+        "ix_schedules_next_time",
+        lambda tx: schedule_store.tick(tx, 200, lambda _: new_job()),
     ),
     "relay": ("ix_outbox_not_before", lambda tx: dispatching.take_owed(tx, 200)),
     "redispatch": ("ix_jobs_queued", lambda tx: dispatching.redispatch(tx, "default", 200)),
@@ -171,7 +183,12 @@ WORK: dict[str, tuple[str, Work]] = {
         "pk_job_events",
         lambda tx: queries.events_after(tx.connection, [(i, 0) for i in IDS], 100),
     ),
+    "events of all jobs": ("ix_job_events_x", lambda tx: page_of_events(tx)),
 }
+
+
+def page_of_events(tx: Transaction) -> None:
+    fleet.page_after(tx.connection, (7, fleet.NO_JOB, 0), 200)
 
 
 @pytest.mark.parametrize("name", list(WORK))
@@ -200,3 +217,20 @@ def test_a_claim_reads_its_own_jobs_even_where_nothing_is_known_of_the_table(ful
     updates = [plan for plan in found if plan.startswith("Update on jobs")]
     assert len(updates) == 1
     assert "ix_jobs" not in updates[0], updates[0]
+
+
+def test_events_of_all_jobs_are_found_even_where_nothing_is_known_of_the_tables(
+    full: House,
+) -> None:
+    forget = [
+        statement.format(table)
+        for table in ("jobs", "job_events")
+        for statement in (
+            "DELETE FROM pg_statistic WHERE starelid = '{}'::regclass",
+            "UPDATE pg_class SET reltuples = -1 WHERE oid = '{}'::regclass",
+        )
+    ]
+    found = plans(full, page_of_events, *forget)
+    assert shortcomings(found, "ix_job_events_x") == []
+    (plan,) = (plan for plan in found if "job_events" in plan)
+    assert plan.count("ix_job_events_x") == 2, plan  # the page, and the latest of all

@@ -170,12 +170,12 @@ def test_publishes_what_it_is_told_of_and_pays_the_debt(
 def test_tells_the_callback_of_changes_at_once(database: Database, house: House) -> None:
     told: list[Change] = []
     outbox = Outbox(database, Broker("memory://"), on_changes=told.extend)
-    house.submit()
+    new = house.submit()
     outbox.tell(house.effects, watched=False)
-    assert told == []
+    assert told == [Change(new, 1)]
     claimed = house.start()
     outbox.tell(house.effects)
-    assert told == [Change(claimed.job_id, 2)]
+    assert told == [Change(new, 1), Change(claimed.job_id, 2)]
 
 
 def test_hints_are_for_other_processes(make: MakeOutbox, line: Line, house: House) -> None:

@@ -1,13 +1,17 @@
 """Protobuf messages to the model and back. Requests must have passed jobsvc.rpc.validate."""
 
+from jobsvc.rpc.convert.admin import extent, failure_groups_page
 from jobsvc.rpc.convert.jobs import (
     event,
     events_page,
+    fleet_beat,
+    fleet_event,
     heartbeat_seconds,
     job,
     job_filter,
     job_update,
     job_with_payload,
+    jobs_page,
     new_job,
     result,
     run_response,
@@ -15,6 +19,7 @@ from jobsvc.rpc.convert.jobs import (
     wait_seconds,
     watch_response,
 )
+from jobsvc.rpc.convert.operations import explanation, job_types, limits, queue, workers
 from jobsvc.rpc.convert.schedules import (
     new_schedule,
     schedule,
@@ -25,13 +30,22 @@ from jobsvc.rpc.convert.schedules import (
 __all__ = [
     "event",
     "events_page",
+    "explanation",
+    "extent",
+    "failure_groups_page",
+    "fleet_beat",
+    "fleet_event",
     "heartbeat_seconds",
     "job",
     "job_filter",
+    "job_types",
     "job_update",
     "job_with_payload",
+    "jobs_page",
+    "limits",
     "new_job",
     "new_schedule",
+    "queue",
     "result",
     "run_response",
     "schedule",
@@ -40,4 +54,5 @@ __all__ = [
     "submit_response",
     "wait_seconds",
     "watch_response",
+    "workers",
 ]

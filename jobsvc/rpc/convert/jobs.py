@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from datetime import datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 
 import uuid_utils
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from generated.jobsvc.v1 import job_pb2, job_service_pb2
 from jobsvc.core.model import (
@@ -41,6 +43,7 @@ from jobsvc.services.jobs import Submitted
 from jobsvc.services.watch import Heartbeat
 
 HEARTBEAT_SECONDS = 15.0
+LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 
 STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state}") for state in JobState}
 EVENT_TYPES = {kind: job_pb2.JobEventType.Value(f"JOB_EVENT_TYPE_{kind}") for kind in EventType}
@@ -105,7 +108,9 @@ def wait_seconds(request: job_service_pb2.GetResultRequest) -> float:
 
 
 def heartbeat_seconds(
-    request: job_service_pb2.WatchJobRequest | job_service_pb2.RunJobRequest,
+    request: job_service_pb2.WatchJobRequest
+    | job_service_pb2.WatchJobsRequest
+    | job_service_pb2.RunJobRequest,
 ) -> float:
     if request.HasField("heartbeat_interval"):
         return seconds(request.heartbeat_interval)
@@ -146,7 +151,13 @@ def _unique(unique: job_pb2.Unique) -> Unique:
 
 
 def _moment(message: Message, field: str) -> datetime | None:
-    return to_datetime(getattr(message, field)) if message.HasField(field) else None
+    """Of stored times, which are whole microseconds, none lies between this and what was sent."""
+    if not message.HasField(field):
+        return None
+    sent: Timestamp = getattr(message, field)
+    moment = to_datetime(sent)
+    cut = sent.nanos % 1_000 and moment < LAST_MOMENT
+    return moment + timedelta(microseconds=1) if cut else moment
 
 
 def job_filter(message: job_pb2.JobFilter) -> JobFilter:
@@ -286,10 +297,38 @@ def events_page(events: list[JobEvent], size: int) -> job_service_pb2.ListJobEve
     return page
 
 
+def jobs_page(
+    jobs: Iterable[Job], last: str, *, full: bool
+) -> tuple[job_service_pb2.ListJobsResponse, str]:
+    """As many of the jobs as a page may have bytes; `last`, or the last that it has if some were
+    left out."""
+    page = job_service_pb2.ListJobsResponse()
+    page_bytes = 0
+    for each in jobs:
+        message = job_with_payload(each) if full else job(each)
+        page_bytes += message.ByteSize()
+        if page_bytes > PAGE_BYTES_MAX and page.jobs:
+            return page, page.jobs[-1].job_id
+        page.jobs.append(message)
+    return page, last
+
+
 def watch_response(item: JobEvent | Heartbeat) -> job_service_pb2.WatchJobResponse:
     if isinstance(item, JobEvent):
         return job_service_pb2.WatchJobResponse(event=event(item))
     return job_service_pb2.WatchJobResponse(heartbeat=_heartbeat(item))
+
+
+def fleet_event(model: JobEvent, token: str) -> bytes:
+    """A WatchJobsResponse, as it goes to all who watch."""
+    message = job_service_pb2.WatchJobsResponse(event=event(model), resume_token=token)
+    return message.SerializeToString()
+
+
+def fleet_beat(time: datetime, token: str) -> job_service_pb2.WatchJobsResponse:
+    return job_service_pb2.WatchJobsResponse(
+        heartbeat=_heartbeat(Heartbeat(time, 0)), resume_token=token
+    )
 
 
 def run_response(item: JobEvent | Heartbeat | JobOutcome) -> job_service_pb2.RunJobResponse:

@@ -86,11 +86,23 @@ def watch_job(request: job_service_pb2.WatchJobRequest) -> Violations:
     )
 
 
+def watch_jobs(request: job_service_pb2.WatchJobsRequest) -> Violations:
+    return fields.job_filter(request.filter) + _heartbeat_interval(request)
+
+
 def list_job_events(request: job_service_pb2.ListJobEventsRequest) -> Violations:
     return (
         fields.job_id(request.job_id)
         + fields.not_negative("after_sequence", request.after_sequence)
         + fields.not_negative("page_size", request.page_size)
+    )
+
+
+def list_jobs(request: job_service_pb2.ListJobsRequest) -> Violations:
+    return (
+        fields.job_filter(request.filter)
+        + fields.known(request.view, "view", job_pb2.JobView.values())
+        + fields.page(request)
     )
 
 
@@ -189,6 +201,8 @@ def _retry_policy(policy: job_pb2.RetryPolicy, prefix: str) -> Violations:
 
 
 def _heartbeat_interval(
-    request: job_service_pb2.WatchJobRequest | job_service_pb2.RunJobRequest,
+    request: job_service_pb2.WatchJobRequest
+    | job_service_pb2.WatchJobsRequest
+    | job_service_pb2.RunJobRequest,
 ) -> Violations:
     return fields.span(request, "heartbeat_interval", "", SECOND, 50 * SECOND, "1 to 50 s")

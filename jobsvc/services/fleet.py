@@ -1,0 +1,448 @@
+"""Watching all jobs: one reader a server for all of its fleet watchers.
+
+The reader follows the one order of all events (jobsvc/store/fleet.py) and keeps a window of what it
+read last. A watcher is a position in that order and a filter. While its position lies within the
+window it takes from there what follows; behind it, because it resumes from an older place or is
+slow, it reads pages of its own until it has caught up. So a slow one costs nobody anything, and
+what a watcher gets depends on its position alone, whichever server it is on.
+
+A hint or a timer makes the reader look; neither carries events. While something that has committed
+is hidden behind a transaction that began earlier and still writes, it looks more often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from bisect import bisect_right
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from operator import attrgetter
+from typing import NamedTuple
+
+from jobsvc import metrics, telemetry
+from jobsvc.core.model import JobEvent, JobFilter, Log, Output
+from jobsvc.errors import (
+    DatabaseUnavailable,
+    Draining,
+    LimitReached,
+    ResumeTokenExpired,
+    StreamExpired,
+)
+from jobsvc.services.threads import AsyncDatabase
+from jobsvc.services.watch import STREAM_AGE_JITTER, STREAM_AGE_SECONDS
+from jobsvc.store import fleet, schema
+from jobsvc.store.database import Database
+from jobsvc.store.fleet import FleetEvent, Page, Position
+
+WATCHERS_MAX = 1_000
+PAGE_EVENTS = 200  # in one read, and at most so many are in a watcher's hands
+WINDOW_EVENTS = 8_192
+WINDOW_BYTES = 16 * 1024 * 1024
+CATCHING_UP_MAX = 2  # reads at once: the threads are there for all calls
+# Reads are at least so far apart, so that hints of a busy moment gather.
+GATHER_SECONDS = 0.02
+# The longest between two reads. What another server takes and nobody starts gives no hint.
+LOOK_SECONDS_MAX = 1.0
+# The first of the waits while something is hidden; each is twice the one before.
+LOOK_AGAIN_SECONDS = 0.02
+# After this it begins with what is hidden: the first beat is not to come late.
+BEGIN_SECONDS_MAX = 0.5
+RETRY_SECONDS = 0.5
+# How long a mark is good for: an hour, and by how much it may be late when it is sent. What comes
+# after it is kept for longer (transitions.PURGE_GRACE).
+LIFETIME = timedelta(hours=1, seconds=10)
+EVENT_BYTES = 1_000  # what one takes beside its texts
+
+_position = attrgetter("mark.position")
+
+
+class Mark(NamedTuple):
+    """Where a watcher stands, for it to go on from: all up to `position` was told to it, or hidden
+    by its filter. At `time`, by the database's clock, nothing more was to be told."""
+
+    incarnation: str
+    time: datetime
+    position: Position
+
+
+class Told:
+    """An event that is told to watchers. `wire`: its form on the wire; whoever makes it first
+    keeps it here, as it is the same for all of them."""
+
+    __slots__ = ("found", "mark", "size", "wire")
+
+    def __init__(self, found: FleetEvent, mark: Mark) -> None:
+        self.found = found
+        self.mark = mark
+        self.size = EVENT_BYTES + _text_size(found.event)
+        self.wire = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    time: datetime
+    mark: Mark
+
+
+class _Window:
+    """The latest events, from after `start` up to `end`."""
+
+    def __init__(self, page: Page) -> None:
+        """Of no events: what comes after the page."""
+        self.start = page.end
+        self.end = Mark(page.incarnation, page.now, page.end)
+        self._told: list[Told] = []
+        self._bytes = 0
+
+    def extend(self, told: Sequence[Told], end: Mark) -> None:
+        self._told += told
+        self._bytes += sum(each.size for each in told)
+        self.end = end
+        over = 0
+        while len(self._told) - over > WINDOW_EVENTS or self._bytes > WINDOW_BYTES:
+            self._bytes -= self._told[over].size
+            over += 1
+        if over:
+            self.start = self._told[over - 1].mark.position
+            del self._told[:over]
+
+    def after(self, mark: Mark) -> tuple[Sequence[Told], Mark]:
+        """The next events, and where their reader stands then."""
+        first = bisect_right(self._told, mark.position, key=_position)
+        told = self._told[first : first + PAGE_EVENTS]
+        if len(told) == PAGE_EVENTS:
+            return told, told[-1].mark
+        # A watcher that caught up by itself may be ahead of the window.
+        return told, max(self.end, mark, key=attrgetter("position"))
+
+
+class _Watcher:
+    __slots__ = ("beat_at", "expires_at", "heartbeat_seconds", "mark", "woken")
+
+    def __init__(self, mark: Mark, heartbeat_seconds: float) -> None:
+        now = time.monotonic()
+        age = STREAM_AGE_SECONDS * random.uniform(1 - STREAM_AGE_JITTER, 1 + STREAM_AGE_JITTER)
+        self.mark = mark
+        self.heartbeat_seconds = heartbeat_seconds
+        self.beat_at = now  # at once
+        self.expires_at = now + age
+        self.woken = asyncio.Event()
+
+    def beat_is_due(self) -> bool:
+        if time.monotonic() < self.beat_at:
+            return False
+        self.put_off_beat()
+        return True
+
+    def put_off_beat(self) -> None:
+        self.beat_at = time.monotonic() + self.heartbeat_seconds
+
+    async def wait(self) -> None:
+        """Until there may be something for it to do."""
+        seconds = min(self.beat_at, self.expires_at) - time.monotonic()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds, 0.0)):
+                await self.woken.wait()
+        self.woken.clear()
+
+
+class Fleet:
+    """Belongs to one event loop; only `notify` may be called from other threads."""
+
+    def __init__(self, database: Database, threads: AsyncDatabase, sweep_interval: float) -> None:
+        self._database = database
+        self._threads = threads
+        self._look_seconds = min(sweep_interval, LOOK_SECONDS_MAX)
+        self._look_again = LOOK_AGAIN_SECONDS
+        self._count = 0  # of watchers, whether they have begun or not
+        self._watchers: set[_Watcher] = set()
+        self._beginning: list[asyncio.Future[Page]] = []
+        self._window: _Window | None = None
+        self._held_since: float | None = None
+        self._catching_up = asyncio.Semaphore(CATCHING_UP_MAX)
+        self._work = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._draining = False
+        self._log = telemetry.get_logger("fleet")
+        metrics.FLEET_WATCHERS.set_function(lambda: self.watcher_count)
+        metrics.FLEET_HELD.set_function(lambda: self.held_seconds)
+
+    @property
+    def watcher_count(self) -> int:
+        return self._count
+
+    @property
+    def held_seconds(self) -> float:
+        """Since when one and the same transaction has been hiding what has committed."""
+        return 0.0 if self._held_since is None else time.monotonic() - self._held_since
+
+    @property
+    def latest(self) -> Mark | None:
+        """How far the reader has come; None while nobody watches."""
+        return self._window.end if self._window is not None else None
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._reader = asyncio.create_task(self._read_forever(), name="fleet-reader")
+
+    def drain(self) -> None:
+        """Ends every watch with Draining, and any that is begun later."""
+        self._draining = True
+        if self._reader is not None:
+            self._reader.cancel()
+        self._fail_beginning(Draining())
+        self._wake_all()
+
+    async def stop(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    def notify(self) -> None:
+        """A hint that there are new events. From any thread."""
+        awaited = self._count and not self._work.is_set()
+        if awaited and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._work.set)
+
+    async def watch(
+        self, wanted: JobFilter, mark: Mark | None, heartbeat_seconds: float
+    ) -> AsyncGenerator[Told | Beat, None]:
+        """A beat at once; then every event that `wanted` matches, once and in order, from `mark`
+        on or else from now on, and a beat whenever nothing was told for so long.
+
+        Raises ResumeTokenExpired, DatabaseUnavailable, LimitReached, Draining, and StreamExpired
+        after about half an hour.
+        """
+        if self._draining:
+            raise Draining
+        if self._count >= WATCHERS_MAX:
+            raise LimitReached(f"this server has {WATCHERS_MAX} fleet watchers; try another")
+        matches = matcher(wanted)
+        self._count += 1
+        watcher: _Watcher | None = None
+        try:
+            watcher = _Watcher(await self._begin(mark), heartbeat_seconds)
+            self._watchers.add(watcher)
+            while True:
+                self._check_open(watcher)
+                if watcher.beat_is_due():
+                    yield Beat(datetime.now(UTC), watcher.mark)
+                told, end = await self._following(watcher)
+                for each in told:
+                    if matches(each.found):
+                        self._check_open(watcher)
+                        watcher.put_off_beat()
+                        yield each
+                watcher.mark = end
+                if not told:
+                    await watcher.wait()
+        finally:
+            self._count -= 1
+            if watcher is not None:
+                self._watchers.discard(watcher)
+
+    async def _begin(self, mark: Mark | None) -> Mark:
+        page = await self._look()
+        if mark is None:
+            return await self._now(page)
+        if mark.position > page.end:
+            raise _restored()
+        _check_kept(mark, page)
+        return mark
+
+    async def _now(self, page: Page) -> Mark:
+        """After all that has committed before, though some of it may be hidden for a moment."""
+        latest, patience = page.latest, time.monotonic() + BEGIN_SECONDS_MAX
+        while page.end[0] <= latest and time.monotonic() < patience:
+            page = await self._look()
+        return Mark(page.incarnation, page.now, page.end)
+
+    async def _look(self) -> Page:
+        """A read that begins after this."""
+        looked: asyncio.Future[Page] = asyncio.get_running_loop().create_future()
+        self._beginning.append(looked)
+        self._work.set()
+        return await looked
+
+    def _check_open(self, watcher: _Watcher) -> None:
+        if time.monotonic() >= watcher.expires_at:
+            raise StreamExpired
+        if self._draining:
+            raise Draining
+
+    async def _following(self, watcher: _Watcher) -> tuple[Sequence[Told], Mark]:
+        """What comes next, and where the watcher stands when it has had that."""
+        window, mark = self._window, watcher.mark
+        assert window is not None, "it is there as long as there are watchers"
+        if mark.incarnation != window.end.incarnation:
+            raise _restored()
+        if mark.position >= window.start:
+            return window.after(mark)
+        async with self._catching_up:
+            page = await self._threads.read(
+                lambda connection: fleet.page_after(connection, mark.position, PAGE_EVENTS)
+            )
+        _check_kept(mark, page)
+        return _tell(page, mark)
+
+    async def _read_forever(self) -> None:
+        while True:
+            if not self._count:
+                self._window = self._held_since = None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pause()):
+                    await self._work.wait()
+            self._work.clear()
+            if not self._count:
+                continue
+            try:
+                while await self._read():
+                    pass
+            except Exception as error:  # noqa: BLE001 - logged; the loop must go on
+                if not isinstance(error, DatabaseUnavailable):
+                    self._log.exception("reading for fleet watchers failed")
+                self._fail_beginning(DatabaseUnavailable())
+                await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(GATHER_SECONDS)
+
+    def _pause(self) -> float | None:
+        if not self._count:
+            return None
+        return self._look_seconds if self._held_since is None else self._look_again
+
+    async def _read(self) -> bool:
+        """Another page for the window; answers whether there may be one more already."""
+        beginning = len(self._beginning)
+        page = await self._page()
+        self._note_hidden(page)
+        told: Sequence[Told] = ()
+        if self._window is None or self._window.end.incarnation != page.incarnation:
+            self._window = _Window(page)
+            self._wake_all()
+        else:
+            told, end = _tell(page, self._window.end)
+            self._window.extend(told, end)
+        for looked in self._beginning[:beginning]:
+            if not looked.done():
+                looked.set_result(page)
+        del self._beginning[:beginning]
+        if not told:
+            return False
+        self._wake_all()
+        if len(told) == PAGE_EVENTS:
+            return True
+        age = page.now - told[-1].found.event.event_time
+        metrics.FLEET_LAG.observe(max(age.total_seconds(), 0.0))
+        return False
+
+    def _wake_all(self) -> None:
+        for watcher in self._watchers:
+            watcher.woken.set()
+
+    async def _page(self) -> Page:
+        after = self.latest.position if self.latest is not None else None
+        read = partial(fleet.page_after, position=after, limit=PAGE_EVENTS)
+        page = await self._threads.read(read)
+        if not page.at_home:
+            await self._threads.run(schema.settle, self._database)
+            page = await self._threads.read(read)
+        return page
+
+    def _note_hidden(self, page: Page) -> None:
+        moved = self._window is None or page.end > self._window.end.position
+        if not page.hidden:
+            self._held_since = None
+        elif moved or self._held_since is None:
+            self._held_since = time.monotonic()
+            self._look_again = LOOK_AGAIN_SECONDS
+        else:
+            self._look_again = min(2 * self._look_again, self._look_seconds)
+
+    def _fail_beginning(self, error: Exception) -> None:
+        """Whoever has just come is told; the others wait for the database to come back."""
+        for looked in self._beginning:
+            if not looked.done():
+                looked.set_exception(error)
+        self._beginning.clear()
+
+
+def matcher(wanted: JobFilter) -> Callable[[FleetEvent], bool]:
+    """`states` and `error_types` are those of the event, all else is its job's."""
+    checks: list[Callable[[FleetEvent], bool]] = []
+    if wanted.states:
+        checks.append(lambda e: e.event.state in wanted.states)
+    if wanted.error_types:
+        checks.append(
+            lambda e: e.event.error is not None and e.event.error.type in wanted.error_types
+        )
+    if wanted.job_types:
+        checks.append(lambda e: e.job_type in wanted.job_types)
+    if wanted.queue:
+        checks.append(lambda e: e.queue == wanted.queue)
+    if wanted.labels:
+        checks.append(lambda e: wanted.labels.items() <= e.labels.items())
+    if wanted.idempotency_key:
+        checks.append(lambda e: e.idempotency_key == wanted.idempotency_key)
+    checks += _in_time(
+        attrgetter("create_time"), wanted.create_time_after, wanted.create_time_before
+    )
+    checks += _in_time(
+        attrgetter("finish_time"), wanted.finish_time_after, wanted.finish_time_before
+    )
+    return lambda found: all(check(found) for check in checks)
+
+
+def _in_time(
+    of: Callable[[FleetEvent], datetime | None], after: datetime | None, before: datetime | None
+) -> list[Callable[[FleetEvent], bool]]:
+    checks: list[Callable[[FleetEvent], bool]] = []
+    if after is not None:
+        checks.append(lambda e: (moment := of(e)) is not None and moment >= after)
+    if before is not None:
+        checks.append(lambda e: (moment := of(e)) is not None and moment < before)
+    return checks
+
+
+def _tell(page: Page, before: Mark) -> tuple[Sequence[Told], Mark]:
+    """The page's events for those who stand at `before`, and where they stand afterwards."""
+    whole = len(page.events) < PAGE_EVENTS
+    told: list[Told] = []
+    as_of = page.now if whole else before.time
+    for found in page.events:
+        # Behind a page that is full there is more, which has been there since then or later.
+        as_of = max(as_of, found.event.event_time)
+        told.append(Told(found, Mark(page.incarnation, as_of, found.position)))
+    if not whole:
+        return told, told[-1].mark
+    return told, Mark(page.incarnation, page.now, max(page.end, before.position))
+
+
+def _check_kept(mark: Mark, page: Page) -> None:
+    """Raises ResumeTokenExpired where what follows the mark may be gone."""
+    if not page.at_home or mark.incarnation != page.incarnation:
+        raise _restored()
+    if page.now - mark.time > LIFETIME:
+        raise ResumeTokenExpired("the resume point is more than an hour old")
+
+
+def _restored() -> ResumeTokenExpired:
+    return ResumeTokenExpired("the database has been restored since the resume_token was made")
+
+
+def _text_size(event: JobEvent) -> int:
+    """About how many bytes of memory its texts take."""
+    size = 0
+    if event.error is not None:
+        size += len(event.error.message) + len(event.error.traceback)
+    match event.report:
+        case Log():
+            size += len(event.report.message)
+        case Output():
+            size += event.report.size
+    return size
