@@ -7,6 +7,7 @@ lost to somebody else and is left alone (the verb says which).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,6 +48,8 @@ from jobsvc.errors import JobStateForbids, JobUnknown, UniqueConflict
 from jobsvc.store import registry
 from jobsvc.store.batch import Batch, LockedJob, lock, lock_next
 from jobsvc.store.database import Transaction, insert_many
+from jobsvc.store.limits import OFFERED, TYPE, Room, rank
+from jobsvc.store.releasing import hold, make_room, release
 from jobsvc.store.rows import job_from_row, policy_from_row, progress_to_json
 from jobsvc.store.tables import idempotency_keys, job_events, job_labels, jobs
 from jobsvc.store.uniqueness import key_of, lock_holders
@@ -94,18 +97,13 @@ def claim(
     """
     batch = Batch(tx)
     claimed = []
-    others = []
     locked = lock(tx, job_ids, jobs.c.payload, jobs.c.payload_content_type)
+    latest = (job for job in locked.values() if _is_latest(job, priorities))
+    starting = _pick(batch, [job for job in latest if job.state == JobState.QUEUED], types)
     for job in locked.values():
         if job.state == JobState.RUNNING and job.lease_token == token:
             claimed.append(_claimed(job, token, 0.0))
-        elif job.state != JobState.QUEUED or not _is_latest(job, priorities):
-            continue
-        elif job.expire_time is not None and job.expire_time <= tx.now:
-            expire_one(batch, job)
-        elif job.job_type not in types:
-            others.append(job)
-        else:
+        elif job.id in starting:
             waited = (tx.now - job.queued_time).total_seconds()
             batch.move(
                 job,
@@ -121,8 +119,32 @@ def claim(
                 held_for=None,
             )
             claimed.append(_claimed(job, token, waited))
-    _pass_on(batch, others)
     return ClaimResult(tuple(claimed), batch.write())
+
+
+def _pick(batch: Batch, queued: list[LockedJob], types: frozenset[str]) -> set[str]:
+    """Which of the QUEUED jobs start; the others expire, are passed on, or held."""
+    offered = [job for job in queued if job.held_for == OFFERED]
+    room = Room.of(batch.tx, queued, asking=True)
+    starting = set()
+    others = []
+    for job in sorted(queued, key=rank):
+        if job.expire_time is not None and job.expire_time <= batch.tx.now:
+            expire_one(batch, job)
+        elif job.job_type not in types:
+            others.append(job)
+        elif room is not None and (refused := room.take(job)) is not None:
+            hold(batch, job, refused)
+        else:
+            starting.add(job.id)
+    _pass_on(batch, others)
+    if room is not None:
+        room.write_starts()
+        # The places of what was offered one and does not start are for others.
+        if left := [job for job in offered if job.held_for != OFFERED]:
+            keys = Counter(job.concurrency_key for job in left if job.concurrency_key is not None)
+            release(batch, room, room.limited & {job.queue for job in left}, keys, len(left))
+    return starting
 
 
 def _is_latest(job: LockedJob, priorities: Mapping[str, int] | None) -> bool:
@@ -153,7 +175,7 @@ def _pass_on(batch: Batch, others: list[LockedJob]) -> None:
         if (job.queue, job.job_type) in live:
             batch.dispatch(job, OTHER_TYPE_DELAY)
         else:
-            batch.set(job, held=True, held_for="TYPE")
+            hold(batch, job, TYPE)
 
 
 def finish(
@@ -164,12 +186,12 @@ def finish(
     Answers the ids whose ending was accepted; the others had lost their lease.
     """
     batch = Batch(tx)
-    accepted = set()
+    ended = []
     for job in lock(tx, endings).values():
         token, ending = endings[job.id]
         if job.state != JobState.RUNNING or job.lease_token != token:
             continue
-        accepted.add(job.id)
+        ended.append(job)
         match ending:
             case Succeeded(result):
                 batch.move(
@@ -192,7 +214,8 @@ def finish(
                 batch.move(job, EventType.SNOOZED, JobState.SCHEDULED, schedule_time=due)
             case _:
                 assert_never(ending)
-    return frozenset(accepted), batch.write()
+    make_room(batch, ended)
+    return frozenset(job.id for job in ended), batch.write()
 
 
 def _fail(
@@ -570,27 +593,8 @@ def _lose(tx: Transaction, lost: list[LockedJob]) -> Effects:
             "WORKER_LOST", f"worker {job.worker_id} stopped renewing its lease", retryable=True
         )
         _fail(batch, job, error, crashed=True)
+    make_room(batch, lost)
     return batch.write()
-
-
-def release_held(tx: Transaction, limit: int) -> tuple[int, Effects]:
-    """Messages for held jobs that a live worker can run now."""
-    if tx.execute(sa.select(jobs.c.id).where(jobs.c.held).limit(1)).first() is None:
-        return 0, Effects()
-    live = registry.live_types(tx)
-    if not live:
-        return 0, Effects()
-    freed = lock_next(
-        tx,
-        limit,
-        jobs.c.id,
-        jobs.c.held,
-        sa.tuple_(jobs.c.queue, jobs.c.job_type).in_(sorted(live)),
-    )
-    batch = Batch(tx)
-    for job in freed:
-        batch.dispatch(job)
-    return len(freed), batch.write()
 
 
 def purge(tx: Transaction, limit: int) -> int:
