@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
-SECONDS_MAX = 50
+SECONDS_MAX = 120
 PROMPT = "$ "
 
 

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.docs.conftest import start_dev
-from tests.docs.shell import Command, commands, run
+from tests.docs.shell import SECONDS_MAX, Command, commands, run
 from tests.harness.process import ROOT
 from tests.services import free_port
+
+pytestmark = pytest.mark.timeout(SECONDS_MAX + 30)
 
 PAGE = (ROOT / "docs/grpcurl.md").read_text()
 SECTIONS = list(dict.fromkeys(command.section for command in commands(PAGE)))
@@ -19,8 +21,8 @@ SECTIONS = list(dict.fromkeys(command.section for command in commands(PAGE)))
 VARIABLE = [
     (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID"),
     (r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "TIME"),
-    (r'"(worker_id|trace_id|host|version)": "[^"]*"', r'"\1": "…"'),
-    (r'"pid": \d+', '"pid": …'),
+    (r'"(worker_id|trace_id|host|version|etag|\w+_token)": "[^"]*"', r'"\1": "…"'),
+    (r'"(pid|concurrency)": \d+', r'"\1": …'),
 ]
 
 
