@@ -2,7 +2,7 @@
 scenarios against a service, over plaintext; exits with 1 if one failed.
 
 The workers of that service are to have the handlers `worker.handlers` and `worker.handlers.demo`,
-and to serve `default` and some queues whose names begin with `conformance`.
+and to serve `default` and some queues whose names begin with `conformance.`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from tests.harness import Process, Service
 from tests.harness.service import SETTINGS
 from tests.services import fresh_database, vhost_url
 
-QUEUES = tuple(f"{QUEUE_PREFIX}.{number}" for number in range(1, 5))
+QUEUES = tuple(f"{QUEUE_PREFIX}{number}" for number in range(1, 5))
 TOKENS: Mapping[str, str] = {
     scope: f"conformance-token-{scope}" for scope in ("admin", "submit", "read", "cancel")
 }

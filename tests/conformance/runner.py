@@ -18,7 +18,7 @@ from tests.conformance.scene import METHODS, Scene
 
 THREADS = 8
 # A worker of the service under test is to serve some queues of such a name.
-QUEUE_PREFIX = "conformance"
+QUEUE_PREFIX = "conformance."
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,8 @@ PATIENCE_SECONDS = 30.0
 POLL_SECONDS = 0.05
 NO_BACKOFF = {"initial_backoff": "0s", "jitter": 0.0}
 LONG_BACKOFF = {"initial_backoff": "3600s"}
-# Well formed and of now, and nobody's.
+# A queue that no worker serves.
+UNSERVED = "conformance-unserved"
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 

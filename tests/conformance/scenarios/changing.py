@@ -8,6 +8,7 @@ from tests.conformance.callers import Json, Reply
 from tests.conformance.scenarios import scenario
 from tests.conformance.scene import (
     LONG_BACKOFF,
+    UNSERVED,
     Scene,
     events_of,
     moment,
@@ -329,7 +330,7 @@ def many_begin_again_and_are_deleted(scene: Scene) -> None:
 @scenario()
 def bulk_leaves_alone_what_does_not_match(scene: Scene) -> None:
     _submitted(scene, 2)
-    other = scene.submit(labels={"run": scene.tag, "keep": "yes"}, queue=scene.tag)["job_id"]
+    other = scene.submit(labels={"run": scene.tag, "keep": "yes"}, queue=UNSERVED)["job_id"]
     matching = {"labels": {"run": scene.tag}, "queue": "default"}
     done = scene.ok("CancelJobs", filter=matching)
     assert done == {"matched_count": 2, "changed_count": 2}

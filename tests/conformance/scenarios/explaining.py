@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.conformance.callers import Json
 from tests.conformance.scenarios import scenario
-from tests.conformance.scene import LONG_BACKOFF, Scene, state
+from tests.conformance.scene import LONG_BACKOFF, UNSERVED, Scene, state
 
 LONG = {"seconds": 600}
 SLOTS_MAX = 64
@@ -57,7 +57,7 @@ def a_job_waits_for_its_next_attempt(scene: Scene) -> None:
 def a_job_has_no_worker(scene: Scene) -> None:
     """For its type, or for its queue."""
     _because(scene, scene.submit()["job_id"], "QUEUED", "NO_WORKER")
-    elsewhere = scene.submit("demo.echo", queue=scene.tag)["job_id"]
+    elsewhere = scene.submit("demo.echo", queue=UNSERVED)["job_id"]
     _because(scene, elsewhere, "QUEUED", "NO_WORKER")
 
 

@@ -9,6 +9,7 @@ from tests.conformance.scenarios import scenario
 from tests.conformance.scene import (
     LONG_BACKOFF,
     NO_BACKOFF,
+    UNSERVED,
     Scene,
     forgeries,
     moment,
@@ -203,7 +204,7 @@ def a_page_token_is_bound_to_its_filter(scene: Scene) -> None:
 @scenario()
 def each_filter_chooses(scene: Scene) -> None:
     labels = {"run": scene.tag}
-    waiting = scene.submit(labels={**labels, "a": "1", "b": "2"}, queue=scene.tag)["job_id"]
+    waiting = scene.submit(labels={**labels, "a": "1", "b": "2"}, queue=UNSERVED)["job_id"]
     later = scene.submit(labels={**labels, "a": "1"}, delay="3600s")["job_id"]
     keyed = scene.submit(labels={**labels, "b": "2"}, idempotency_key=scene.tag)["job_id"]
     scene.cancel(keyed)
@@ -216,7 +217,7 @@ def each_filter_chooses(scene: Scene) -> None:
     assert _listed(scene, states=states) == [echoed, later]
     assert _listed(scene, job_types=[scene.idle]) == [keyed, later, waiting]
     assert _listed(scene, job_types=["demo.echo", "demo.fail"]) == [echoed, failed]
-    assert _listed(scene, queue=scene.tag) == [waiting]
+    assert _listed(scene, queue=UNSERVED) == [waiting]
     assert _listed(scene, labels={**labels, "a": "1"}) == [later, waiting]
     assert _listed(scene, labels={**labels, "a": "1", "b": "2"}) == [waiting]
     assert _listed(scene, labels={**labels, "a": "2"}) == []

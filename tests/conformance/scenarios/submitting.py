@@ -15,6 +15,7 @@ from tests.conformance.callers import Json
 from tests.conformance.scenarios import scenario
 from tests.conformance.scene import (
     NO_BACKOFF,
+    UNSERVED,
     Scene,
     events_of,
     is_job_id,
@@ -73,7 +74,7 @@ def every_field_is_kept(scene: Scene) -> None:
     due, end = now() + DAY, now() + 2 * DAY
     given: Json = {
         "payload": {"a": [1, {"b": None}]},
-        "queue": scene.tag,
+        "queue": UNSERVED,
         "priority": 7,
         "max_attempts": 3,
         "retry_policy": {
@@ -445,10 +446,11 @@ def a_key_twice_in_one_call_is_one_job(scene: Scene) -> None:
 
 @scenario()
 def a_call_takes_a_thousand(scene: Scene) -> None:
-    request: Json = {"job_type": scene.idle, "labels": {"run": scene.tag}}
+    labels = {"run": scene.tag}
+    request: Json = {"job_type": scene.idle, "labels": labels, "delay": "3600s"}
     answers = scene.ok("SubmitJobs", requests=[request] * 1000)["responses"]
     assert len({answer["job"]["job_id"] for answer in answers}) == 1000
-    cancelled = scene.ok("CancelJobs", filter={"labels": {"run": scene.tag}})
+    cancelled = scene.ok("CancelJobs", filter={"labels": labels})
     assert cancelled == {"matched_count": 1000, "changed_count": 1000}
     scene.job_ids.clear()
     scene.invalid("requests", "SubmitJobs", requests=[request] * 1001)

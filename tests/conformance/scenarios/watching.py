@@ -6,6 +6,7 @@ from tests.conformance.callers import Json, Stream
 from tests.conformance.scenarios import scenario
 from tests.conformance.scene import (
     NO_BACKOFF,
+    UNSERVED,
     Scene,
     event_type,
     events_of,
@@ -196,15 +197,15 @@ def the_jobs_of_a_watch_are_chosen_by_each_filter(scene: Scene) -> None:
     labels = {"run": scene.tag}
     chosen = {
         "job_types": [scene.idle],
-        "queue": scene.tag,
+        "queue": UNSERVED,
         "labels": labels,
         "idempotency_key": scene.tag,
     }
     with scene.stream("WatchJobs", filter=chosen) as stream:
         stream.take()
-        scene.submit(labels=labels, queue=scene.tag)
-        scene.submit(labels=labels, idempotency_key=f"{scene.tag} other", queue=scene.tag)
-        match = {"labels": labels, "queue": scene.tag, "idempotency_key": scene.tag}
+        scene.submit(labels=labels, queue=UNSERVED)
+        scene.submit(labels=labels, idempotency_key=f"{scene.tag} other", queue=UNSERVED)
+        match = {"labels": labels, "queue": UNSERVED, "idempotency_key": scene.tag}
         job_id = scene.submit(**match)["job_id"]
         assert _places(_until(stream, 1)) == [(job_id, 1)]
 
