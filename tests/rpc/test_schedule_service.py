@@ -81,6 +81,7 @@ async def bad_fields(call: Any) -> dict[str, str]:
     refusal = await refused(call)
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     violations = refusal.details["BadRequest"]["fieldViolations"]
+    assert len(violations) == len({v["field"] for v in violations})
     return {v["field"]: v["description"] for v in violations}
 
 
@@ -243,6 +244,7 @@ async def test_bad_crons(world: World, cron: str) -> None:
         ("schedule_time", {"seconds": 1}),
         ("delay", {}),
         ("expire_time", {"seconds": 1}),
+        ("expire_time", {"seconds": 253402300799}),
         ("idempotency_key", "k"),
         ("validate_only", True),
     ],

@@ -7,8 +7,9 @@ import random
 import threading
 from collections import Counter
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
@@ -346,6 +347,42 @@ def test_ticks_take_no_more_than_the_limit_the_longest_due_first(clockwork: Cloc
     clockwork.move_to("12:30")
     assert [t.schedule.schedule_id for t in clockwork.tick(limit=2)] == ["a", "b"]
     assert [t.schedule.schedule_id for t in clockwork.tick(limit=2)] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("zone", "day", "hourly"),
+    [
+        # Jumped over, two ticks come as one.
+        ("Europe/Berlin", "2026-03-29", 15),
+        ("Africa/Cairo", "2026-04-24", 15),
+        ("Australia/Lord_Howe", "2026-10-04", 16),
+        # Repeated, they come once.
+        ("Europe/Berlin", "2026-10-25", 16),
+        ("Australia/Lord_Howe", "2026-04-05", 16),
+    ],
+)
+def test_nights_on_which_clocks_change(
+    sqlite_house: House, zone: str, day: str, hourly: int
+) -> None:
+    """Four nights by a server that is late by up to a minute: each tick once, and in order."""
+    clockwork = Clockwork(sqlite_house)
+    midnight = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone))
+    clockwork.frozen = start = (midnight - timedelta(days=1.5)).astimezone(UTC)
+    clockwork.create("daily", "30 2 * * *", time_zone=zone)
+    clockwork.create("hourly", "0 0-3 * * *", time_zone=zone)
+    times: dict[str, list[datetime]] = {"daily": [], "hourly": []}
+    soonest = sa.select(sa.func.min(schedules.c.next_time))
+    while (due := clockwork.database.read(lambda c: c.execute(soonest).scalar_one())) < (
+        start + timedelta(days=4)
+    ):
+        clockwork.elapsed = due - start + timedelta(seconds=random.uniform(0, 59))
+        for tick in clockwork.tick():
+            assert tick.outcome is Outcome.SUBMITTED
+            times[tick.schedule.schedule_id].append(tick.time)
+    for found in times.values():
+        assert found == sorted(set(found))
+    assert (len(times["daily"]), len(times["hourly"])) == (4, hourly)
+    assert clockwork.count(jobs) == 4 + hourly
 
 
 # What goes wrong.

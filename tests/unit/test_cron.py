@@ -149,3 +149,9 @@ def test_the_tick_before() -> None:
     assert local("UTC", cron.previous_time("0 12 * * *", "UTC", noon)) == ["05-31 12:00+0000"]
     berlin = "Europe/Berlin"
     assert local(berlin, cron.previous_time("30 2 * * *", berlin, noon)) == ["06-01 02:30+0200"]
+
+
+def test_in_a_repeated_hour_its_times_are_over() -> None:
+    berlin = "Europe/Berlin"
+    again = datetime.fromisoformat("2026-10-25 02:10+01:00")
+    assert local(berlin, cron.next_time("30 2 * * *", berlin, again)) == ["10-26 02:30+0100"]

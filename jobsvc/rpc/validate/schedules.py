@@ -49,12 +49,14 @@ def scheduled_request(
     request: job_service_pb2.SubmitJobRequest, types: Types, now: int
 ) -> Violations:
     """Of a schedule, by paths such as `schedule.request.queue`."""
-    found = [
-        Violation(f"{REQUEST}{name}", f"must not be set: {why}")
+    refused = {
+        f"{REQUEST}{name}": f"must not be set: {why}"
         for name, why in _NOT_OF_EACH.items()
         if name in {field.name for field, _ in request.ListFields()}
-    ]
-    return found + submit_job(request, types, now, REQUEST)
+    }
+    found = [Violation(path, what) for path, what in refused.items()]
+    others = submit_job(request, types, now, REQUEST)
+    return found + [violation for violation in others if violation.field not in refused]
 
 
 def _field(
