@@ -47,14 +47,15 @@ def wheel_bin() -> Path:
 
 
 @contextmanager
-def fresh_database(server_url: str) -> Iterator[str]:
-    """The URL of a new, empty database on the server that `server_url` is some database of.
+def fresh_database(server_url: str, template: str = "template1") -> Iterator[str]:
+    """The URL of a new database on the server that `server_url` is some database of: an empty one,
+    or a copy of one that nobody is connected to.
 
     It is dropped in the end, whoever is still connected.
     """
     name = f"test_{uuid.uuid4().hex}"
     prefix, _, _ = server_url.rpartition("/")
-    _execute(server_url, f"CREATE DATABASE {name}")
+    _execute(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
     try:
         yield f"{prefix}/{name}"
     finally:

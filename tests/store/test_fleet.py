@@ -14,15 +14,16 @@ import pytest
 import sqlalchemy as sa
 
 from jobsvc.core.model import JobFilter, Log
+from jobsvc.errors import ResumeTokenExpired
 from jobsvc.services import fleet as services
 from jobsvc.services.fleet import Beat, Fleet, Told
 from jobsvc.services.threads import AsyncDatabase
-from jobsvc.store import fleet, queries, transitions
+from jobsvc.store import fleet, queries, schema, transitions
 from jobsvc.store.batch import lock
 from jobsvc.store.database import Transaction
 from jobsvc.store.fleet import NO_JOB, Page, Position
 from jobsvc.store.submission import submit
-from jobsvc.store.tables import job_events
+from jobsvc.store.tables import job_events, service
 from tests.store.house import (
     DONE,
     RETRYABLE,
@@ -345,3 +346,24 @@ async def test_it_does_not_wait_for_long_to_begin(
         assert await told(stream) is None
         slow.commit()
     assert [await told(stream), await told(stream)] == [(late.job_id, 1), (early, 1)]
+
+
+async def test_a_failover_while_it_runs_ends_every_watch(server: Fleet, pg_house: House) -> None:
+    """Nobody can tell what the standby that leads now has missed."""
+    house = pg_house
+    stream = server.watch(JobFilter(), None, 3600.0)
+    assert await told(stream) is None
+    before = house.database.read(schema.identity)
+    home = house.database.read(schema.home)
+    elsewhere = home.replace("/00000001/", "/00000007/")
+    house.write(lambda tx: tx.execute(sa.update(service).values(home=elsewhere)))
+    house.submit()
+    server.notify()
+    with pytest.raises(ResumeTokenExpired, match="restored"):
+        await told(stream)
+    assert house.database.read(schema.identity).incarnation != before.incarnation
+    stream = server.watch(JobFilter(), None, 3600.0)
+    assert await told(stream) is None
+    job_id = house.submit()
+    server.notify()
+    assert await told(stream) == (job_id, 1)
