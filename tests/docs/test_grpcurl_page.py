@@ -22,6 +22,7 @@ VARIABLE = [
     (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID"),
     (r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "TIME"),
     (r'"(worker_id|trace_id|host|version|etag|\w+_token)": "[^"]*"', r'"\1": "…"'),
+    (r',\s*"ready_message_count": \d+', ""),  # of jobs that have gone, for a while
     (r'"(pid|concurrency)": \d+', r'"\1": …'),
 ]
 
