@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -39,9 +39,18 @@ from jobsvc.core.model import (
     Snoozed,
     Stopped,
     Succeeded,
+    Unique,
+    UniqueScope,
 )
-from jobsvc.core.states import CRASHES_MAX, WAITING_STATES, JobState
-from jobsvc.errors import JobStateForbids
+from jobsvc.core.model import OnConflict as How
+from jobsvc.core.states import (
+    CRASHES_MAX,
+    RETRYABLE_STATES,
+    TERMINAL_STATES,
+    WAITING_STATES,
+    JobState,
+)
+from jobsvc.errors import JobStateForbids, JobUnknown, UniqueConflict
 from jobsvc.store.database import Database
 from jobsvc.store.submission import Submitted
 from jobsvc.store.tables import jobs
@@ -50,6 +59,7 @@ from tests.store.conftest import connect, open_database, sqlite_url
 from tests.store.house import CRASH, DONE, FATAL, LEASE_SECONDS, RETRYABLE, House, new_job, wipe
 
 KEYS = st.sampled_from(["a", "b", None])
+UNIQUE = st.builds(Unique, st.just("u"), st.sampled_from(UniqueScope), st.sampled_from(How))
 REPORTS = st.lists(
     st.sampled_from([Progress(1, 2), Log("INFO", "x"), Output(text="y"), Output(data=b"\0")]),
     min_size=1,
@@ -75,6 +85,14 @@ class Known:
     failures: int = 0
     crashes: int = 0
     cancel_requested: bool = False
+    unique: Unique | None = None
+
+    @property
+    def holds_key(self) -> bool:
+        runs = self.state is JobState.RUNNING
+        return self.unique is not None and (
+            self.state in WAITING_STATES or (runs and self.unique.scope is UniqueScope.ACTIVE)
+        )
 
     def end(self, ending: Ending) -> None:
         self.token = None
@@ -118,10 +136,13 @@ class Histories(RuleBasedStateMachine):
         finally:
             self.house.database.close()
 
-    @initialize(target=ids, budgets=st.lists(st.integers(1, 5), min_size=4, max_size=4))
-    def begin(self, budgets: list[int]) -> object:
+    @initialize(
+        target=ids, budgets=st.lists(st.integers(1, 5), min_size=4, max_size=4), unique=UNIQUE
+    )
+    def begin(self, budgets: list[int], unique: Unique) -> object:
         """With something to do: random rules alone would hardly get beyond the first submits."""
-        return multiple(*(self.submit_new(None, None, budget, None) for budget in budgets))
+        kinds = [(budget, None) for budget in budgets[1:]] + [(budgets[0], unique)]
+        return multiple(*(self.submit_new(None, None, b, None, u) for b, u in kinds))
 
     @rule(
         target=ids,
@@ -132,38 +153,73 @@ class Histories(RuleBasedStateMachine):
     )
     def submit(
         self, delay: float | None, ttl: float | None, max_attempts: int, key: str | None
-    ) -> str:
-        return self.submit_new(delay, ttl, max_attempts, key)
+    ) -> object:
+        return self.submit_new(delay, ttl, max_attempts, key, None)
+
+    @rule(target=ids, key=KEYS, unique=UNIQUE)
+    def submit_unique(self, key: str | None, unique: Unique) -> object:
+        job_id = self.submit_new(None, None, 1, key, unique)
+        return multiple() if job_id is None else job_id
 
     def submit_new(
-        self, delay: float | None, ttl: float | None, max_attempts: int, key: str | None
-    ) -> str:
+        self,
+        delay: float | None,
+        ttl: float | None,
+        max_attempts: int,
+        key: str | None,
+        unique: Unique | None,
+    ) -> str | None:
         request = new_job(
             delay=delay,
             ttl=ttl,
             max_attempts=max_attempts,
             idempotency_key=key,
             request_hash=b"",
+            unique=unique,
+            labels={"ttl": str(ttl)},
             retry_policy=RetryPolicy(10.0, 2.0, 60.0, 0.0),
         )
         (answer,) = self.house.submit_all([request])
+        expected = self.keys.get(key) if key else None
+        if expected is None and (holder := self.holder(unique)):
+            if unique and unique.on_conflict is How.REJECT:
+                assert isinstance(answer, UniqueConflict)
+                assert answer.job_id == holder
+                return None
+            expected = holder
+        expected = expected or request.job_id
         assert isinstance(answer, Submitted)
-        first = self.keys.setdefault(key, request.job_id) if key else request.job_id
-        assert (answer.job_id, answer.already_existed) == (first, first != request.job_id)
-        if first == request.job_id:
+        assert (answer.job_id, answer.already_existed) == (expected, expected != request.job_id)
+        if key:
+            self.keys.setdefault(key, expected)
+        if expected == request.job_id:
+            self.replace(unique)
             state = JobState.SCHEDULED if delay else JobState.QUEUED
-            self.known[first] = Known(state, max_attempts)
+            self.known[expected] = Known(state, max_attempts, unique=unique)
             if ttl:
-                self.ttl.add(first)
-        return first
+                self.ttl.add(expected)
+        return expected
+
+    def holders(self, unique: Unique | None) -> list[str]:
+        return [i for i, known in self.known.items() if unique and known.holds_key]
+
+    def holder(self, unique: Unique | None) -> str | None:
+        """Who is in the way of a job with that key."""
+        if unique is None or unique.on_conflict is How.REPLACE:
+            return None
+        held = self.holders(unique)
+        return max(held, key=lambda i: (self.known[i].state in WAITING_STATES, i), default=None)
+
+    def replace(self, unique: Unique | None) -> None:
+        for job_id in self.holders(unique):
+            if self.known[job_id].state in WAITING_STATES:
+                self.known[job_id].state = JobState.CANCELLED
 
     @rule(target=leases, job_ids=st.lists(ids, min_size=1, max_size=4, unique=True))
     def claim(self, job_ids: list[str]) -> object:
         claimed = self.house.claim_all(job_ids)
         self.learn_expired(self.in_state(JobState.QUEUED).intersection(job_ids))
-        assert {c.job_id for c in claimed} == {
-            i for i in job_ids if self.known[i].state is JobState.QUEUED
-        }
+        assert {c.job_id for c in claimed} == self.in_state(JobState.QUEUED).intersection(job_ids)
         for each in claimed:
             known = self.known[each.job_id]
             known.state, known.token = JobState.RUNNING, each.token
@@ -176,9 +232,9 @@ class Histories(RuleBasedStateMachine):
         """A whole attempt at once, as most are; its lease is kept to be misused later."""
         claimed = self.house.claim_all([job_id])
         self.learn_expired(self.in_state(JobState.QUEUED).intersection([job_id]))
-        known = self.known[job_id]
-        assert bool(claimed) == (known.state is JobState.QUEUED)
+        assert bool(claimed) == (job_id in self.in_state(JobState.QUEUED))
         for each in claimed:
+            known = self.known[job_id]
             known.attempt += 1
             assert self.house.finish(each, ending)
             known.end(ending)
@@ -186,10 +242,13 @@ class Histories(RuleBasedStateMachine):
 
     @rule(claimed=leases, ending=ENDINGS)
     def finish(self, claimed: Claimed, ending: Ending) -> None:
-        known = self.known[claimed.job_id]
-        assert self.house.finish(claimed, ending) == (known.token == claimed.token)
-        if known.token == claimed.token:
-            known.end(ending)
+        assert self.house.finish(claimed, ending) == self.is_held(claimed)
+        if self.is_held(claimed):
+            self.known[claimed.job_id].end(ending)
+
+    def is_held(self, claimed: Claimed) -> bool:
+        known = self.known.get(claimed.job_id)
+        return known is not None and known.token == claimed.token
 
     @rule(claimed=leases, entries=REPORTS | st.none())
     def tell_or_renew(
@@ -201,28 +260,79 @@ class Histories(RuleBasedStateMachine):
             self.report(claimed, entries)
 
     def report(self, claimed: Claimed, entries: list[Progress | Log | Output]) -> None:
-        known = self.known[claimed.job_id]
-        assert self.house.report(claimed, *entries) == (known.token == claimed.token)
+        assert self.house.report(claimed, *entries) == self.is_held(claimed)
 
     def renew(self, claimed: Claimed) -> None:
-        known = self.known[claimed.job_id]
-        held = {(claimed.job_id, claimed.token): known.cancel_requested}
-        assert self.house.renew(claimed) == (held if known.token == claimed.token else {})
+        held = {}
+        if self.is_held(claimed):
+            known = self.known[claimed.job_id]
+            held[claimed.job_id, claimed.token] = known.cancel_requested
+        assert self.house.renew(claimed) == held
 
     @rule(job_id=ids, seldom=st.sampled_from([True, False, False, False]))
     def cancel(self, job_id: str, seldom: bool) -> None:
         if not seldom:  # or most jobs would end like that
             return
-        known = self.known[job_id]
-        if known.state in (JobState.SUCCEEDED, JobState.FAILED):
-            with pytest.raises(JobStateForbids):
-                self.house.cancel(job_id)
+        ended = self.in_state(JobState.SUCCEEDED, JobState.FAILED)
+        if not self.allowed(self.house.cancel, job_id, set(self.known) - ended):
             return
-        self.house.cancel(job_id)
+        known = self.known[job_id]
         if known.state is JobState.RUNNING:
             known.cancel_requested = True
         else:
             known.state = JobState.CANCELLED
+
+    def allowed(self, verb: Callable[[str], object], job_id: str, to: set[str]) -> bool:
+        """Calls it for a job; whether it went well, as it must for those of `to` alone."""
+        if job_id in to:
+            verb(job_id)
+            return True
+        with pytest.raises(JobStateForbids if job_id in self.known else JobUnknown):
+            verb(job_id)
+        return False
+
+    @rule(job_id=ids)
+    def retry(self, job_id: str) -> None:
+        ended = self.in_state(*RETRYABLE_STATES)
+        if job_id in ended and (holder := self.holder(self.known[job_id].unique)):
+            with pytest.raises(UniqueConflict, match=holder):
+                self.house.retry(job_id)
+        elif self.allowed(self.house.retry, job_id, ended):
+            known = self.known[job_id]
+            self.replace(known.unique)
+            known.state, known.cancel_requested = JobState.QUEUED, False
+            known.failures = known.crashes = 0
+            self.ttl.discard(job_id)
+
+    @rule(
+        job_id=ids,
+        priority=st.none() | st.integers(0, 9),
+        seconds=st.sampled_from([None, -60.0, 0.0, 60.0]),
+        labels=st.none() | st.dictionaries(st.sampled_from("ab"), st.sampled_from("xy")),
+    )
+    def update(
+        self,
+        job_id: str,
+        priority: int | None,
+        seconds: float | None,
+        labels: dict[str, str] | None,
+    ) -> None:
+        due = None if seconds is None else self.house.now() + timedelta(seconds=seconds)
+
+        def change(job_id: str) -> None:
+            self.house.update_job(job_id, priority=priority, schedule_time=due, labels=labels)
+
+        waiting = self.in_state(*WAITING_STATES)
+        if self.allowed(change, job_id, waiting) and seconds is not None:
+            state = JobState.SCHEDULED if seconds > 0 else JobState.QUEUED
+            self.known[job_id].state = state
+
+    @rule(job_id=ids, seldom=st.sampled_from([True, False, False]))
+    def delete(self, job_id: str, seldom: bool) -> None:
+        ended = self.in_state(*TERMINAL_STATES)
+        if seldom and self.allowed(self.house.delete, job_id, ended):
+            del self.known[job_id]
+            self.ttl.discard(job_id)
 
     @rule(
         seconds=st.sampled_from([0.0, 1.0, 11.0, LEASE_SECONDS + 1, 61.0]),
