@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from jobsvc.store import schema
 from jobsvc.store.database import Database
+from jobsvc.store.fleet import page_after
 from jobsvc.store.tables import job_events, jobs
 from tests.checker import check
 from tests.deploy.host import SCRIPTS, Host
@@ -123,10 +124,20 @@ def test_a_fresh_cluster_gets_every_job_and_event_of_a_backup(
     with fresh.database() as database:
         assert rows(database) == saved
         check(database, jobs_min=JOBS)
-        # It goes on from there, by the same role.
+        # It goes on from there, by the same role, as another incarnation.
+        schema.require(database)
+        with used.database() as original:
+            assert database.read(schema.identity) != original.read(schema.identity)
+        begin = database.read(lambda c: page_after(c, None, 0)).end
         house = House(database)
-        assert house.finish(house.start(), DONE)
+        claimed = house.start()
+        assert house.finish(claimed, DONE)
         check(database, jobs_min=JOBS + 1)
+        # The numbers of transactions have begun anew, and what is new still comes last.
+        page = database.read(lambda c: page_after(c, begin, 10))
+        found = [(each.event.job_id, each.event.sequence) for each in page.events]
+        assert found == [(claimed.job_id, n) for n in (1, 2, 3)]
+        assert page.events[0].position[0] > max(event.x for event in saved[1])
     steps = [line.partition(" compose ")[2] for line in deployed.calls()]
     stop = steps.index("stop server worker")
     start = steps.index("up --detach --no-deps --no-build --wait --wait-timeout 120 server worker")
