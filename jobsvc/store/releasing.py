@@ -108,9 +108,7 @@ def release_held(tx: Transaction, limit: int, after: str = "") -> Released:
 
     Of the concurrency keys it looks at some only, those that follow `after`.
     """
-    reasons = {"for_type": FOR_TYPE, "for_queue": FOR_QUEUE, "for_key": FOR_KEY}
-    some = (sa.exists().where(reason).label(name) for name, reason in reasons.items())
-    held = tx.execute(sa.select(*some)).one()
+    held = tx.execute(_HELD).one()
     batch = Batch(tx)
     count = _release_types(batch, limit) if held.for_type else 0
     names: list[str] = []
@@ -128,6 +126,18 @@ def release_held(tx: Transaction, limit: int, after: str = "") -> Released:
     return Released(count, batch.write(), after if held.for_key else "", opens)
 
 
+def _any(column: sa.Column[Any], reason: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    """In the order of the index, which would else be left for the first such row in the table."""
+    return sa.select(column).where(reason).order_by(column).limit(1).scalar_subquery().is_not(None)
+
+
+_HELD = sa.select(
+    _any(jobs.c.queue, FOR_TYPE).label("for_type"),
+    _any(jobs.c.queue, FOR_QUEUE).label("for_queue"),
+    _any(jobs.c.concurrency_key, FOR_KEY).label("for_key"),
+)
+
+
 def _release_types(batch: Batch, limit: int) -> int:
     """Messages for jobs that a live worker can run now."""
     tx = batch.tx
@@ -140,7 +150,7 @@ def _release_types(batch: Batch, limit: int) -> int:
     count = 0
     for queue, job_type in sorted(wanted & registry.live_types(tx)):
         of_it = jobs.c.queue == queue, jobs.c.job_type == job_type
-        for job in lock_next(tx, limit - count, jobs.c.queue, FOR_TYPE, *of_it):
+        for job in lock_next(tx, limit - count, jobs.c.id, FOR_TYPE, *of_it):
             batch.set(job, held_for=None)
             batch.dispatch(job)
             count += 1

@@ -181,6 +181,7 @@ jobs = sa.Table(
         "ix_jobs_held_type",
         "queue",
         "job_type",
+        "id",
         **_where("held AND (held_for IS NULL OR held_for = 'TYPE')"),
     ),
     sa.Index(

@@ -87,7 +87,7 @@ def _jobs(sqlite: bool) -> None:
     _index("ix_jobs_held_key", ["concurrency_key", widest, best, "id"], held_for_key)
     _index(
         "ix_jobs_held_type",
-        ["queue", "job_type"],
+        ["queue", "job_type", "id"],
         "held AND (held_for IS NULL OR held_for = 'TYPE')",
     )
     offered = "state = 'QUEUED' AND held_for = 'OFFERED'"
