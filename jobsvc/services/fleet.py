@@ -54,7 +54,7 @@ LOOK_AGAIN_SECONDS = 0.02
 BEGIN_SECONDS_MAX = 0.5
 RETRY_SECONDS = 0.5
 # How long a mark is good for: an hour, and by how much it may be late when it is sent. What comes
-# after it is kept for longer (transitions.PURGE_GRACE).
+# after it is kept for longer (PURGE_GRACE in jobsvc/store/transitions.py).
 LIFETIME = timedelta(hours=1, seconds=10)
 EVENT_BYTES = 1_000  # what one takes beside its texts
 

@@ -60,6 +60,9 @@ LOG_BYTES_MIN = 64
 OUTPUT_BYTES_MAX = 8 * 1024 * 1024
 # A message of a type that its receiver cannot run goes round again after this long.
 OTHER_TYPE_DELAY = timedelta(seconds=1)
+# A resume token of a fleet watcher is good for an hour, the shortest retention, from when it was
+# made; what ended just before that, in a transaction that took its time, may come after it.
+PURGE_GRACE = timedelta(minutes=1)
 
 
 # Of many jobs: what each has become, or why it was left alone. Unknown ones, and those that are not
@@ -604,7 +607,7 @@ def purge(tx: Transaction, limit: int) -> int:
         row.id
         for row in tx.execute(
             sa.select(jobs.c.id)
-            .where(jobs.c.purge_time <= tx.now)
+            .where(jobs.c.purge_time <= tx.now - PURGE_GRACE)
             .order_by(jobs.c.purge_time)
             .limit(limit)
             .with_for_update(skip_locked=True)

@@ -233,7 +233,7 @@ def test_nothing_is_left_of_a_deleted_job_but_its_key(house: House) -> None:
 
 def test_a_purged_job_leaves_no_labels(house: House) -> None:
     house.cancel(house.submit(labels={"a": "b"}, retention=3600.0))
-    house.wait(3601)
+    house.wait(3600 + 61)
     assert house.purge() == 1
     assert house.count(job_labels) == 0
 

@@ -18,7 +18,7 @@ from jobsvc.store.tables import idempotency_keys, job_events, jobs
 from tests.store.house import DONE, RETRYABLE, House, new_id, worker
 
 SECONDS_MAX = 10.0
-AGO = timedelta(seconds=-1)
+AGO = timedelta(minutes=-2)
 
 
 def due(house: House) -> list[str]:
