@@ -218,6 +218,19 @@ class JobFilter:
     finish_time_before: datetime | None = None
 
 
+@dataclass(slots=True)
+class FailureGroup:
+    """Jobs of one type whose latest failure was of one type; when their failures were, and a few of
+    them, newest first."""
+
+    job_type: str
+    error_type: str
+    first_time: datetime
+    last_time: datetime
+    job_count: int = 0
+    sample_job_ids: list[str] = field(default_factory=list)
+
+
 class MissedTicks(StrEnum):
     """What a schedule does about ticks that passed with no server there: nothing, or one job."""
 

@@ -1,0 +1,89 @@
+"""Lists of jobs and of their failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from jobsvc.core.model import FailureGroup, Job, JobFilter
+from jobsvc.services.threads import AsyncDatabase
+from jobsvc.store import listing
+from jobsvc.store.database import Connection, Database
+from jobsvc.store.listing import Search
+
+T = TypeVar("T")
+
+GROUPED_MAX = 100_000  # jobs, the newest of those that match
+GROUPED_AT_ONCE = 2_000
+SAMPLES_MAX = 5
+
+
+class Lists:
+    """Belongs to one event loop. Raises DatabaseUnavailable."""
+
+    def __init__(self, database: Database, threads: AsyncDatabase) -> None:
+        self._database = database
+        self._threads = threads
+
+    async def jobs(
+        self,
+        wanted: JobFilter,
+        after: str,
+        limit: int,
+        *,
+        full: bool,
+        gather: Callable[[Iterator[Job], str], T],
+    ) -> T:
+        """What `gather` makes of up to `limit` jobs behind the id `after`, newest first, and of the
+        last id that was looked at (empty at the end of the list). They are read as it takes them;
+        it runs beside the event loop, and perhaps twice. `full`: with payload and traceback."""
+
+        def read(connection: Connection) -> T:
+            ids, last = listing.find(connection, Search(wanted), after, limit)
+            return gather(listing.read(connection, ids, full=full), last)
+
+        return await self._threads.run(self._database.scan, read)
+
+    async def failure_groups(self, wanted: JobFilter) -> list[FailureGroup]:
+        """Of the newest jobs that match and have an error, most jobs first."""
+        groups: dict[tuple[str, str], FailureGroup] = {}
+        search = Search(wanted, failed=True)
+        left, after = GROUPED_MAX, ""
+        while True:
+            limit = min(left, GROUPED_AT_ONCE)
+            step = partial(self._group, groups, search, after, limit)
+            count, after = await self._threads.run(step)
+            left -= count
+            if not after or not left:
+                break
+        return sorted(groups.values(), key=place)
+
+    def _group(
+        self,
+        groups: dict[tuple[str, str], FailureGroup],
+        search: Search,
+        after: str,
+        limit: int,
+    ) -> tuple[int, str]:
+        def read(connection: Connection) -> tuple[Sequence[Any], str]:
+            ids, last = listing.find(connection, search, after, limit)
+            return listing.failures(connection, ids), last
+
+        failures, last = self._database.scan(read)
+        for job in failures:
+            key = job.job_type, job.error_type
+            group = groups.get(key)
+            if group is None:
+                group = groups[key] = FailureGroup(*key, job.error_time, job.error_time)
+            group.job_count += 1
+            group.first_time = min(group.first_time, job.error_time)
+            group.last_time = max(group.last_time, job.error_time)
+            if len(group.sample_job_ids) < SAMPLES_MAX:
+                group.sample_job_ids.append(job.id)
+        return len(failures), last
+
+
+def place(group: FailureGroup) -> tuple[int, str, str]:
+    """Where it stands among all groups."""
+    return -group.job_count, group.job_type, group.error_type
