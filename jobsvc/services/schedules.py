@@ -92,12 +92,13 @@ def _tell(tick: Tick) -> None:
     fields = {
         "schedule_id": tick.schedule.schedule_id,
         "outcome": tick.outcome,
-        "time": tick.time.isoformat(),
+        "tick": tick.time.isoformat(),
+        "job_id": tick.schedule.last_job_id,
     }
     match tick.outcome:
-        case Outcome.SUBMITTED | Outcome.EXISTED:
-            log.info("schedule ticked", **fields, job_id=tick.schedule.last_job_id)
-        case Outcome.OVERLAP | Outcome.MISSED:
-            log.warning("tick left out", **fields, last_job_id=tick.schedule.last_job_id)
         case Outcome.BROKEN:
             log.error("schedule paused", **fields, reason=tick.reason)
+        case Outcome.MISSED:
+            log.warning("ticks missed", **fields)
+        case _:
+            log.info("schedule ticked", **fields)

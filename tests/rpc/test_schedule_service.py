@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
+from structlog.testing import capture_logs
 
 from generated.jobsvc.v1 import job_pb2, schedule_service_pb2_grpc
 from generated.jobsvc.v1 import job_service_pb2 as jobs_pb
@@ -342,9 +343,20 @@ async def test_a_tick_submits_as_its_schedule(world: World) -> None:
     now = await world.threads.run(world.house.now)
     await set_columns(world, next_time=now)
     counted = metrics.TICKS.labels("submitted")._value.get()
-    assert await tick(world) == 1
+    with capture_logs() as records:
+        assert await tick(world) == 1
     assert metrics.TICKS.labels("submitted")._value.get() == counted + 1
     job_id = (await get(world)).last_job_id
+    assert records == [
+        {
+            "event": "schedule ticked",
+            "log_level": "info",
+            "schedule_id": "nightly",
+            "outcome": "submitted",
+            "tick": now.isoformat(),
+            "job_id": job_id,
+        }
+    ]
     job = await world.threads.run(world.house.get, job_id)
     assert len(job.trace_id) == 32
     assert job.expire_time is not None
@@ -363,7 +375,10 @@ async def test_a_stored_request_that_is_no_good(world: World, request_bytes: byt
     statement = sa.update(schedules).where(schedules.c.id == "nightly")
     broken = statement.values(request=request_bytes)
     await world.threads.write(lambda tx: tx.execute(broken))
-    assert await tick(world) == 2
+    with capture_logs() as records:
+        assert await tick(world) == 2
+    levels = {(r["schedule_id"], r["event"], r["log_level"]) for r in records}
+    assert levels == {("nightly", "schedule paused", "error"), ("other", "schedule ticked", "info")}
     assert (await get(world)).paused
     assert (await get(world, "other")).last_job_id
     assert len((await stub(world).ListSchedules(pb.ListSchedulesRequest())).schedules) == 2
