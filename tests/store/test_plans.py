@@ -54,7 +54,7 @@ def _fill(tx: Transaction) -> None:
         "10, 1, 1, 1, 0, 1, '', '', now(), now() + n * interval '1 s', 3, "
         "CASE WHEN :ended THEN now() END, "
         "CASE WHEN :ended THEN now() + n * interval '1 s' END, "
-        "CASE WHEN n % 3 = 0 THEN now() + n * interval '1 s' END, "
+        "CASE WHEN n % 3 = 0 THEN now() + n * interval '1 h' END, "
         "CASE WHEN :state = 'RETRYING' THEN now() + n * interval '1 s' END, "
         "now() + n * interval '1 s', "
         "CASE WHEN :state = 'RUNNING' THEN gen_random_uuid() END, "
