@@ -54,8 +54,8 @@ NUMBER = sa.literal_column("pg_current_xact_id()::text::bigint", sa.BigInteger).
 
 
 # For one transaction. What is left to the planner are the indexes whose order the statement names.
-_WAYS = ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "sort", "incremental_sort")
-BY_INDEX = "; ".join(f"SET LOCAL enable_{way} = off" for way in _WAYS)
+_WAYS = ("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin", "jit")
+BY_INDEX = "; ".join(f"SET LOCAL {way} = off" for way in _WAYS)
 
 
 class CommitUnknown(DatabaseUnavailable):

@@ -169,7 +169,14 @@ def _ways(search: Search) -> list[_Way]:
 
 
 # As the index has it.
-_has_error = sa.literal_column("(error_type IS NOT NULL)", sa.Boolean)
+_has_error = sa.literal_column("(error_time IS NOT NULL)", sa.Boolean)
+
+
+# Which of the jobs are in the index that begins with it, where it is not all.
+_PARTIAL: dict[sa.ColumnElement[Any], sa.ColumnElement[bool]] = {
+    jobs.c.error_type: jobs.c.error_type.is_not(None),
+    _has_error: jobs.c.error_time.is_not(None),
+}
 
 
 def _along(
@@ -188,8 +195,7 @@ def _along(
     def ids(above: str, below: str, count: int) -> sa.Select[Any]:
         place = sa.tuple_(*columns)
         conditions = [place < bound(below), place > bound(above)]
-        if leading and leading[0] in (jobs.c.error_type, _has_error):
-            conditions.append(jobs.c.error_type.is_not(None))  # the index is partial
+        conditions += [_PARTIAL[column] for column in leading if column in _PARTIAL]
         return (
             sa.select(job_id.label("id"))
             .where(*conditions)
@@ -273,7 +279,7 @@ def _conditions(search: Search) -> dict[str, sa.ColumnElement[bool]]:
     if created or finished:
         conditions["times"] = sa.and_(*created, *finished)
     if search.failed:
-        conditions["failed"] = jobs.c.error_type.is_not(None)
+        conditions["failed"] = jobs.c.error_time.is_not(None)
     if search.uncancelled:
         conditions["uncancelled"] = jobs.c.cancel_reason.is_(None)
     return conditions

@@ -233,12 +233,12 @@ jobs = sa.Table(
     sa.Index("ix_jobs_list_job_type", "job_type", "id"),
     sa.Index("ix_jobs_list_queue", "queue", "id"),
     sa.Index("ix_jobs_list_error_type", "error_type", "id", **_where("error_type IS NOT NULL")),
-    # All that have one. Its first column is always true: an order that no other index has.
+    # All that have an error. Its first column is always true: an order that no other index has.
     sa.Index(
         "ix_jobs_list_error",
-        sa.text("(error_type IS NOT NULL)"),
+        sa.text("(error_time IS NOT NULL)"),
         "id",
-        **_where("error_type IS NOT NULL"),
+        **_where("error_time IS NOT NULL"),
     ),
     sa.Index("ix_jobs_finish_time", "finish_time", **_where("finish_time IS NOT NULL")),
     # Room on each page for the updates of a job's life, so that most of them stay on it.

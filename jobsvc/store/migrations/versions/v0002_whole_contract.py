@@ -105,8 +105,8 @@ def _jobs(sqlite: bool) -> None:
     for name in LISTED:
         op.create_index(f"ix_jobs_list_{name}", "jobs", [name, "id"])
     _index("ix_jobs_list_error_type", ["error_type", "id"], "error_type IS NOT NULL")
-    has_error = sa.text("(error_type IS NOT NULL)")
-    _index("ix_jobs_list_error", [has_error, "id"], "error_type IS NOT NULL")
+    has_error = sa.text("(error_time IS NOT NULL)")
+    _index("ix_jobs_list_error", [has_error, "id"], "error_time IS NOT NULL")
     _index("ix_jobs_finish_time", ["finish_time"], "finish_time IS NOT NULL")
 
 
