@@ -492,11 +492,12 @@ def lock_names(tx: Transaction, names: Collection[str]) -> None:
     writes is alone anyway."""
     if tx.connection.dialect.name == "sqlite":
         return
-    numbers = {
-        int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
-        for name in names
-    }
     kind = ARRAY(sa.BigInteger)
-    given = sa.bindparam("numbers", sorted(numbers), type_=kind)
+    given = sa.bindparam("numbers", sorted({lock_number(n) for n in names}), type_=kind)
     number = sa.func.unnest(sa.cast(given, kind)).column_valued("number")
     tx.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+
+
+def lock_number(name: str) -> int:
+    """What stands for a name among the advisory locks."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)

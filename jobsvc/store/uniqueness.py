@@ -7,18 +7,16 @@ one that was replaced while it ran is left, and a job that goes back to waiting 
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY
 
 from jobsvc.core.model import UniqueScope
 from jobsvc.core.states import WAITING_STATES, JobState
 from jobsvc.store.batch import LockedJob, lock
-from jobsvc.store.database import Transaction
+from jobsvc.store.database import Transaction, lock_names
 from jobsvc.store.rows import JOB_COLUMNS
 from jobsvc.store.tables import jobs
 
@@ -65,7 +63,7 @@ def lock_holders(
     """
     found: Sequence[Any] = ()
     if keys:
-        _lock_keys(tx, keys)
+        lock_names(tx, [f"unique {job_type} {key}" for job_type, key in keys])
         found = active(tx.connection, keys)
     wanted = {row.id for row in found if row.state in WAITING_STATES and key_of(row) in replaced}
     wanted.update(job_ids)
@@ -88,20 +86,3 @@ def active(connection: sa.Connection, keys: Collection[Key]) -> Sequence[sa.Row[
         for job_type, each in by_type.items()
     )
     return connection.execute(sa.select(*JOB_COLUMNS).where(sa.or_(*wanted))).all()
-
-
-def _lock_keys(tx: Transaction, keys: Collection[Key]) -> None:
-    """In sorted order: two servers with the same keys in opposite order would deadlock. On SQLite
-    a transaction that writes is alone anyway."""
-    if tx.connection.dialect.name == "sqlite":
-        return
-    kind = ARRAY(sa.BigInteger)
-    given = sa.bindparam("numbers", sorted({lock_number(key) for key in keys}), type_=kind)
-    number = sa.func.unnest(sa.cast(given, kind)).column_valued("number")
-    tx.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
-
-
-def lock_number(key: Key) -> int:
-    """What stands for a key among PostgreSQL's advisory locks."""
-    digest = hashlib.blake2b("\0".join(key).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, signed=True)

@@ -14,10 +14,9 @@ from jobsvc.core.model import OnConflict as How
 from jobsvc.core.states import JobState
 from jobsvc.errors import IdempotencyKeyReused, JobStateForbids, JobUnknown, UniqueConflict
 from jobsvc.store import transitions
-from jobsvc.store.database import Transaction
+from jobsvc.store.database import Transaction, lock_number
 from jobsvc.store.submission import Answer, Submitted, find_keys, preview, submit
 from jobsvc.store.tables import idempotency_keys, job_labels, jobs
-from jobsvc.store.uniqueness import lock_number
 from tests.store.house import (
     DONE,
     EVERY_TYPE,
@@ -281,7 +280,7 @@ def test_of_a_crowd_that_replaces_one_stays(house: House) -> None:
 def test_keys_are_locked_in_order(pg_house: House) -> None:
     """Two that locked the same keys in opposite order would each wait for the other."""
     house = pg_house
-    one, two = sorted("ab", key=lambda name: lock_number(("demo", name)))
+    one, two = sorted("ab", key=lambda name: lock_number(f"unique demo {name}"))
     runs: list[str] = []
     locked_one = threading.Event()
 
