@@ -23,7 +23,6 @@ class to its gRPC status.
     │   ├── DatabaseUnavailable
     │   ├── Draining
     │   └── StreamExpired
-    ├── FeatureUnimplemented      a field or call that this release does not have
     └── CannotStart               start-up only: a taken port or directory, bad handlers, …
         └── SchemaMismatch        the database's schema is not this release's
 """
@@ -177,11 +176,6 @@ class Draining(Unavailable):
 class StreamExpired(Unavailable):
     def __init__(self) -> None:
         super().__init__("the stream reached its age limit; watch again from the last sequence")
-
-
-class FeatureUnimplemented(JobsvcError):
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what} is not available in this release")
 
 
 class CannotStart(JobsvcError):

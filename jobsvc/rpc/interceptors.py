@@ -8,7 +8,6 @@ with UNKNOWN, and lets a SystemExit in a handler end the event loop.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -22,7 +21,6 @@ from google.protobuf.message import DecodeError, Message
 from jobsvc import metrics
 from jobsvc.errors import (
     Draining,
-    FeatureUnimplemented,
     InvalidRequest,
     JobsvcError,
     Undecodable,
@@ -63,22 +61,12 @@ class _ClientGone(Exception):
     """A write failed: nobody is left to tell."""
 
 
-def _absent(*_: object) -> NoReturn:
-    raise NotImplementedError
-
-
-# What a servicer has in place of a method that this release does not offer. It is no coroutine
-# function, by which the CallBoundary knows it.
-absent: Any = _absent
-
-
 class CallBoundary(grpc.aio.ServerInterceptor):
     """Nothing leaves a call of ours but an answer, a status of jobsvc.rpc.status, or the end of a
     call that the client has left.
 
     A call that `access` does not admit is refused before anything else is looked at; a stream ends
-    when it is no longer allowed. A method that is `absent` is FeatureUnimplemented. The methods of
-    others (health, reflection) pass through untouched.
+    when it is no longer allowed. The methods of others (health, reflection) pass through untouched.
     """
 
     def __init__(
@@ -149,14 +137,12 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(self._unary(name, handler.unary_unary, decode))
 
     def _unary(self, name: str, method: Any, decode: Any) -> Any:
-        implemented = inspect.iscoroutinefunction(method)
-
         async def call(data: bytes, context: Context) -> bytes:
             with self._counted():
                 start = time.monotonic()
                 call_trace.set(begin_call(name, context.invocation_metadata() or ()))
                 try:
-                    self._begin(name, implemented)
+                    self._begin(name)
                     response: Message = await method(_decoded(decode, data, name), context)
                     answer = response.SerializeToString()
                     _log_answered(name, start)
@@ -167,14 +153,12 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         return call
 
     def _stream(self, name: str, method: Any, decode: Any) -> Any:
-        implemented = inspect.isasyncgenfunction(method)
-
         async def call(data: bytes, context: Context) -> None:
             with self._counted():
                 start = time.monotonic()
                 call_trace.set(begin_call(name, context.invocation_metadata() or ()))
                 try:
-                    self._begin(name, implemented)
+                    self._begin(name)
                     request = _decoded(decode, data, name)
                     messages: AsyncGenerator[Message | bytes] = method(request, context)
                     async with self.access.held(name), aclosing(messages):
@@ -197,12 +181,10 @@ class CallBoundary(grpc.aio.ServerInterceptor):
             if not self._calls:
                 self._idle.set()
 
-    def _begin(self, name: str, implemented: bool) -> None:
+    def _begin(self, name: str) -> None:
         self.access.check(name)
         if self._draining:
             raise Draining
-        if not implemented:
-            raise FeatureUnimplemented(name)
 
     async def _write(self, data: bytes, context: Context) -> None:
         try:

@@ -45,7 +45,6 @@ TABLE: dict[type, tuple[StatusCode, str]] = {
     errors.DatabaseUnavailable: (StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE"),
     errors.Draining: (StatusCode.UNAVAILABLE, "DRAINING"),
     errors.StreamExpired: (StatusCode.UNAVAILABLE, "STREAM_EXPIRED"),
-    errors.FeatureUnimplemented: (StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED"),
 }
 
 

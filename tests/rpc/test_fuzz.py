@@ -25,7 +25,7 @@ from tests.rpc.status import refusal
 JOB_ID = "01a20fd4-d592-729d-9646-b420d5e14aab"
 SECONDS_MAX = 20
 REASONS = {
-    *("INVALID_FIELD", "UNDECODABLE", "UNIMPLEMENTED"),
+    *("INVALID_FIELD", "UNDECODABLE"),
     *("JOB_UNKNOWN", "IDEMPOTENCY_KEY_REUSED", "UNIQUE_CONFLICT"),
 }
 REQUESTS: dict[str, type[Message]] = {

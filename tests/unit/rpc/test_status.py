@@ -82,7 +82,6 @@ TOLD = [
     (CommitUnknown(), StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE", {}, ["RetryInfo"]),
     (errors.Draining(), StatusCode.UNAVAILABLE, "DRAINING", {}, ["RetryInfo"]),
     (errors.StreamExpired(), StatusCode.UNAVAILABLE, "STREAM_EXPIRED", {}, ["RetryInfo"]),
-    (errors.FeatureUnimplemented("x"), StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED", {}, []),
 ]
 
 # What no caller is ever told: if it gets so far, it is our bug.
