@@ -164,6 +164,7 @@ class Fleet:
         self._beginning: list[asyncio.Future[Page]] = []
         self._window: _Window | None = None
         self._held_since: float | None = None
+        self._held_at = 0
         self._catching_up = asyncio.Semaphore(CATCHING_UP_MAX)
         self._work = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -251,7 +252,7 @@ class Fleet:
         page = await self._look()
         if mark is None:
             return await self._now(page)
-        if mark.position > page.end:
+        if mark.position[0] > page.bound:
             raise _restored()
         _check_kept(mark, page)
         return mark
@@ -259,7 +260,7 @@ class Fleet:
     async def _now(self, page: Page) -> Mark:
         """After all that has committed before, though some of it may be hidden for a moment."""
         latest, patience = page.latest, time.monotonic() + BEGIN_SECONDS_MAX
-        while page.end[0] <= latest and time.monotonic() < patience:
+        while page.bound <= latest and time.monotonic() < patience:
             page = await self._look()
         return Mark(page.incarnation, page.now, page.end)
 
@@ -355,11 +356,10 @@ class Fleet:
         return page
 
     def _note_hidden(self, page: Page) -> None:
-        moved = self._window is None or page.end > self._window.end.position
         if not page.hidden:
             self._held_since = None
-        elif moved or self._held_since is None:
-            self._held_since = time.monotonic()
+        elif self._held_since is None or page.bound > self._held_at:
+            self._held_since, self._held_at = time.monotonic(), page.bound
             self._look_again = LOOK_AGAIN_SECONDS
         else:
             self._look_again = min(2 * self._look_again, self._look_seconds)

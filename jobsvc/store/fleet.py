@@ -8,6 +8,10 @@ xmin all is there and stays as it is, and whatever commits later lies at or abov
 there is read. A job's events are in the order of their sequence, because each takes the greater of
 its transaction's x and the x of the event before it (`jobs.last_x`), which its writer has read
 under the row's lock. On SQLite there is one writer and x counts what it commits.
+
+Nobody's position goes beyond what the latest event that is there makes certain, though xmin does:
+after a crash PostgreSQL gives the numbers of transactions anew of which nothing was on its disk.
+What is seen was on disk before, and so are all numbers up to its own.
 """
 
 from __future__ import annotations
@@ -54,22 +58,27 @@ class FleetEvent:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """`end`: no event below it is missing, or will be; there is none yet at or above it that can
-    be told. `latest`: the greatest x of all that has committed. `at_home`: False where the database
-    was restored since the incarnation began, and schema.settle is due. `now`: the database's
-    clock."""
+    """`bound`: no event of a lower x is missing, or will be; what has committed at or above it
+    cannot be told yet. `latest`: the greatest x of all that has committed. `at_home`: False where
+    the database was restored since the incarnation began, and schema.settle is due. `now`: the
+    database's clock."""
 
     incarnation: str
     at_home: bool
     now: datetime
-    end: Position
+    bound: int
     latest: int
     events: list[FleetEvent]
 
     @property
     def hidden(self) -> bool:
         """Whether something has committed that cannot be told yet."""
-        return self.latest >= self.end[0]
+        return self.latest >= self.bound
+
+    @property
+    def end(self) -> Position:
+        """Where whoever has had all that can be told stands."""
+        return min(self.bound, self.latest + 1), NO_JOB, 0
 
 
 def page_after(connection: sa.Connection, position: Position | None, limit: int) -> Page:
@@ -84,7 +93,7 @@ def page_after(connection: sa.Connection, position: Position | None, limit: int)
         incarnation=head.incarnation,
         at_home=is_home(head.home, home(connection)),
         now=head.now,
-        end=(head.bound, NO_JOB, 0),
+        bound=head.bound,
         latest=head.latest,
         events=[_event(row) for row in rows if row.job_id is not None],
     )

@@ -236,7 +236,7 @@ async def record(fleet: Fleet, house: House, chance: random.Random) -> list[Told
     running = [house.start() for _ in range(2)]
     recorded = [await following(stream)]
     count = 0
-    for _ in range(12):
+    for _ in range(8):
         house.report(chance.choice(running), *[LINE] * (lines := chance.randint(1, 9)))
         count += lines
         if chance.random() < 0.7:
@@ -266,8 +266,12 @@ async def test_from_every_mark_exactly_the_rest_on_any_server(
     await take(keeper, 1)
     monkeypatch.setattr(module, "PAGE_EVENTS", chance.choice([1, 3, 50]))
     told = 0
+    tried = set()
     for message in recorded:
         told += isinstance(message, Told)
+        if message.mark.position in tried:
+            continue
+        tried.add(message.mark.position)
         stream = await begun(other, mark=message.mark)
         rest = [*names[told:], (last, 1)]
         assert await take_names(stream, len(rest)) == rest
