@@ -45,8 +45,9 @@ class Storm:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.load = Load(service.channel, mixed(JOBS, sleeps=SLEEPS, seconds=SLEEP_SECONDS))
         self.watchers = Watchers(service, channels=2)
+        self.fleet = self.watchers.watch_all()
+        self.load = Load(service.channel, mixed(JOBS, sleeps=SLEEPS, seconds=SLEEP_SECONDS))
 
     def middle(self) -> None:
         """Returns when a fault would hit the most: jobs run, wait, and go on being submitted."""
@@ -65,6 +66,7 @@ class Storm:
         self.service.wait_idle()
         self.watchers.join(20)
         self.watchers.check(WATCHERS_MIN)
+        self.watchers.check_all(20)
         assert self.watchers.stalest_seconds <= STALE_SECONDS_MAX
         results = self.service.results()
         assert len(results) == JOBS
@@ -145,6 +147,7 @@ def test_killed_server(service: Service, begin: Begin) -> None:
     service.servers[0].kill()
     storm.calm()
     assert storm.watchers.interruptions, "some watched on the server that was killed"
+    assert storm.fleet.interruptions, "so did who watches all jobs"
     assert_no_lease_lost(service)
 
 

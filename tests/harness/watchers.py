@@ -15,7 +15,7 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from generated.jobsvc.v1.job_service_pb2 import WatchJobRequest
+from generated.jobsvc.v1.job_service_pb2 import WatchJobRequest, WatchJobsRequest
 from generated.jobsvc.v1.job_service_pb2_grpc import JobServiceStub
 from jobsvc.client import event_name, state_name
 from jobsvc.client.errors import call_failed
@@ -40,6 +40,15 @@ class Recording:
     ended: bool = False
 
 
+@dataclass(slots=True)
+class FleetRecording:
+    """Of one that watches all jobs."""
+
+    seen: list[tuple[str, int]] = field(default_factory=list)  # job id, sequence
+    token: str = ""
+    interruptions: list[str] = field(default_factory=list)
+
+
 class Watchers:
     """Run in a thread with an event loop of their own. Close them, or use them in a `with`."""
 
@@ -47,6 +56,7 @@ class Watchers:
         """`channels`: connections to each server, shared by all watchers."""
         self._service = service
         self.recordings: list[Recording] = []
+        self.fleet: list[FleetRecording] = []
         self.broken: list[str] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="watchers", daemon=True)
@@ -66,6 +76,32 @@ class Watchers:
         new = [Recording(job_id) for job_id in job_ids]
         self.recordings += new
         self._run(self._begin(new)).result(10)
+
+    def watch_all(self) -> FleetRecording:
+        """Begins to watch all jobs, from now on."""
+        recording = FleetRecording()
+        self.fleet.append(recording)
+        self._run(self._begin_all(recording)).result(10)
+        until(lambda: bool(recording.token or self.broken), 20, "a fleet watch has begun")
+        return recording
+
+    def check_all(self, seconds: float) -> None:
+        """Those that watch all jobs, from before the first, saw every event once, and each job's
+        in order."""
+        stored = {(event.job_id, event.sequence) for event in self._service.events()}
+
+        def seen() -> bool:
+            assert not self.broken, self.broken[:5]
+            return all(len(recording.seen) >= len(stored) for recording in self.fleet)
+
+        until(seen, seconds, f"each fleet watcher has seen {len(stored)} events")
+        for recording in self.fleet:
+            assert len(recording.seen) == len(stored)
+            assert set(recording.seen) == stored
+            last: Counter[str] = Counter()
+            for job_id, sequence in recording.seen:
+                assert sequence == last[job_id] + 1, job_id
+                last[job_id] = sequence
 
     def join(self, seconds: float) -> None:
         """Until every stream has ended with OK."""
@@ -141,13 +177,38 @@ class Watchers:
                 recording.ended = True
                 return
             except grpc.aio.AioRpcError as error:
-                why = call_failed(error)
-                # Without a reason CANCELLED comes from grpc, of what reaches a server as it stops.
-                if why.code != "UNAVAILABLE" and (why.code != "CANCELLED" or why.reason):
-                    self.broken.append(f"{recording.job_id}: {why}")
+                if not self._goes_on(error, recording, recording.job_id):
                     return
-                recording.interruptions.append(why.reason or why.code)
             await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _begin_all(self, recording: FleetRecording) -> None:
+        self._tasks.append(asyncio.create_task(self._record_all(recording)))
+
+    async def _record_all(self, recording: FleetRecording) -> None:
+        for attempt in itertools.count():
+            stub = self._stubs[attempt % len(self._stubs)][0]
+            try:
+                request = WatchJobsRequest(resume_token=recording.token)
+                async for message in stub.WatchJobs(request):
+                    recording.token = message.resume_token
+                    if message.WhichOneof("message") == "event":
+                        recording.seen.append((message.event.job_id, message.event.sequence))
+            except grpc.aio.AioRpcError as error:
+                if not self._goes_on(error, recording, "all jobs"):
+                    return
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    def _goes_on(
+        self, error: grpc.aio.AioRpcError, recording: Recording | FleetRecording, what: str
+    ) -> bool:
+        """Whether a stream that ended like this is to be resumed."""
+        why = call_failed(error)
+        # Without a reason CANCELLED comes from grpc, of what reaches a server as it stops.
+        if why.code != "UNAVAILABLE" and (why.code != "CANCELLED" or why.reason):
+            self.broken.append(f"{what}: {why}")
+            return False
+        recording.interruptions.append(why.reason or why.code)
+        return True
 
     async def _follow(self, recording: Recording, stub: Any) -> None:
         after = recording.seen[-1][0] if recording.seen else 0
