@@ -47,7 +47,7 @@ from jobsvc.core.states import (
 from jobsvc.errors import JobStateForbids, JobUnknown, UniqueConflict
 from jobsvc.store import registry
 from jobsvc.store.batch import Batch, LockedJob, lock, lock_next
-from jobsvc.store.database import Transaction, insert_many
+from jobsvc.store.database import Transaction, clock, insert_many
 from jobsvc.store.limits import OFFERED, TYPE, Room, rank
 from jobsvc.store.releasing import hold, make_room, release
 from jobsvc.store.rows import job_from_row, policy_from_row, progress_to_json
@@ -129,6 +129,9 @@ def _pick(batch: Batch, queued: list[LockedJob], types: frozenset[str]) -> set[s
     """Which of the QUEUED jobs start; the others expire, are passed on, or held."""
     offered = [job for job in queued if job.held_for == OFFERED]
     room = Room.of(batch.tx, queued, asking=True)
+    if room is not None:
+        # It may have waited for those whose places it takes: they ended before these start.
+        batch.tx.now = max(batch.tx.now, clock(batch.tx.connection))
     starting = set()
     others = []
     for job in sorted(queued, key=rank):

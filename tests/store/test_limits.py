@@ -592,6 +592,29 @@ def test_each_waits_for_the_other_and_sees_what_it_did(
 
 
 @pytest.mark.parametrize("fields", LIMITS)
+def test_a_job_starts_after_the_end_of_the_run_whose_place_it_takes(
+    pg_house: House, fields: dict[str, Any]
+) -> None:
+    """Though its claim began before."""
+    house = pg_house
+    if not fields:
+        house.limit(max_running=1)
+    running, job_id = house.start(**fields), house.submit(**fields)
+    ended: list[list[str]] = []
+
+    def claim_late(tx: Transaction) -> None:
+        def end_meanwhile(_c: object, _cursor: object, statement: str, *_: object) -> None:
+            if ("queues" in statement or "advisory" in statement) and not ended:
+                ended.append(finish(house, running))
+
+        sa.event.listen(tx.connection, "before_cursor_execute", end_meanwhile)
+        transitions.claim(tx, [job_id], frozenset({"demo"}), "w1", new_token(), LEASE_SECONDS)
+
+    house.write(claim_late)
+    assert house.row(job_id).start_time >= house.row(running.job_id).finish_time
+
+
+@pytest.mark.parametrize("fields", LIMITS)
 def test_claims_side_by_side_start_no_more_than_may_run(
     pg_house: House, fields: dict[str, Any]
 ) -> None:
