@@ -20,7 +20,7 @@ from typing import Self
 
 import psutil
 
-START_SECONDS_MAX = 60.0
+START_SECONDS_MAX = 120.0
 STOP_SECONDS_MAX = 20.0
 
 # Below every system's range of ephemeral ports: while a node is down, a client that keeps
