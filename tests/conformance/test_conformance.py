@@ -13,7 +13,7 @@ import pytest
 from tests.conformance.callers import CALLERS, install
 from tests.conformance.runner import Home, Outcome, Scenario, load, run
 
-PASS_SECONDS_MAX = 240
+PASS_SECONDS_MAX = 600  # a pass takes seconds, but for one on a machine without any to spare
 # By home: the need that it does not meet, by design.
 HOMES: Mapping[str, str] = {"postgresql": "open", "dev": "tokens"}
 CASES = [

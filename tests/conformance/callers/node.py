@@ -74,6 +74,8 @@ class NodeCaller(Caller):
         self._process.terminate()
         self._process.wait()
         self._reader.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
         self._files.cleanup()
 
     def _begin(self, op: str, **order: Any) -> _NodeStream:

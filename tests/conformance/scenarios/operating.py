@@ -35,7 +35,12 @@ def job_types_say_what_can_be_submitted(scene: Scene) -> None:
 def queues_count_their_jobs(scene: Scene) -> None:
     for request in ({}, {}, {"delay": "3600s"}):
         scene.submit("demo.echo", queue=scene.tag, **request)
-    queues = {each["name"]: each for each in scene.pages("ListQueues", "queues")}
+
+    def listed() -> dict[str, Json]:
+        queues = {each["name"]: each for each in scene.pages("ListQueues", "queues")}
+        return queues if scene.tag in queues else {}
+
+    queues = scene.until("the queue is listed", listed)
     own = queues[scene.tag]
     assert (own["queued_count"], own["scheduled_count"]) == (2, 1)
     assert not own.keys() & {"running_count", "retrying_count", "live_worker_count", "paused"}
