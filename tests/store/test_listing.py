@@ -147,6 +147,20 @@ def test_what_nothing_can_match_is_known_at_once(
     assert sum("SELECT" in statement for statement in statements) <= 2
 
 
+def test_a_time_is_exact_whatever_clock_an_id_began_with(
+    migrated: Database, rows: list[Row]
+) -> None:
+    for row in rows[::25]:
+        created, ended = row["create_time"], row["finish_time"]
+        tick = timedelta(microseconds=1)
+        for asked, expected in (
+            (JobFilter(create_time_after=created, create_time_before=created + tick), True),
+            (JobFilter(create_time_after=created - tick, create_time_before=created), False),
+            (JobFilter(finish_time_after=ended, finish_time_before=ended and ended + tick), True),
+        ):
+            assert (row["id"] in listed(migrated, Search(asked))) is expected
+
+
 def test_jobs_with_an_error_are_found_by_themselves(migrated: Database, rows: list[Row]) -> None:
     search = Search(JobFilter(), failed=True)
     expected = [row["id"] for row in rows if row["error_type"] is not None]

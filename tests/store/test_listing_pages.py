@@ -69,15 +69,13 @@ def test_without_full_no_payload_and_no_traceback_is_read(house: House) -> None:
 def test_large_payloads_are_read_as_they_are_asked_for(house: House) -> None:
     half = Input(bytes(listing.READ_BYTES // 2))
     ids = [house.submit(input=half) for _ in range(10)]
-    statements = []
+    given = []  # the parameters of each statement
 
     def first_two(connection: sa.Connection) -> list[str]:
-        sa.event.listen(
-            connection, "before_cursor_execute", lambda *args: statements.append(args[2])
-        )
+        sa.event.listen(connection, "before_cursor_execute", lambda *args: given.append(args[3]))
         jobs_in_turn = listing.read(connection, ids, full=True)
         return [next(jobs_in_turn).job_id, next(jobs_in_turn).job_id]
 
     assert house.database.scan(first_two) == ids[:2]
-    selects = [statement for statement in statements if "SELECT" in statement]
-    assert len(selects) == 2  # their sizes, and these two
+    assert len(given[-2]) == 10  # their sizes
+    assert len(given[-1]) == 2  # and these two
