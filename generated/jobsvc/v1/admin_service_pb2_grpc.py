@@ -129,7 +129,8 @@ class AdminServiceServicer:
 
     def CancelJobs(self, request, context):
         """Cancels every job that the filter matches and that can be cancelled, each as
-        CancelJob does.
+        CancelJob does, newest first. One whose cancel was requested before is not counted
+        again. Whoever hangs up stops it; what is changed until then stays so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,7 +138,8 @@ class AdminServiceServicer:
 
     def RetryJobs(self, request, context):
         """Retries every job that the filter matches and that can be retried, each as
-        RetryJob does.
+        RetryJob does. One whose unique key is held by another job is matched and not
+        changed. Otherwise as CancelJobs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,7 +147,7 @@ class AdminServiceServicer:
 
     def DeleteJobs(self, request, context):
         """Deletes every job that the filter matches and that has ended, each as DeleteJob
-        does.
+        does. Otherwise as CancelJobs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,7 +155,9 @@ class AdminServiceServicer:
 
     def ListFailureGroups(self, request, context):
         """Groups failures by job type and error type, most jobs first, over the newest
-        100,000 jobs that match.
+        100,000 jobs that match. A group has the jobs that ListJobs finds by its two types,
+        those that have succeeded since and those that were cancelled (CANCELLED) too; name
+        `states` to leave them out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

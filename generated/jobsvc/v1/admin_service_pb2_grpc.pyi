@@ -54,19 +54,23 @@ class AdminServiceStub:
     """
     CancelJobs: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CancelJobsRequest, _admin_service_pb2.CancelJobsResponse]
     """Cancels every job that the filter matches and that can be cancelled, each as
-    CancelJob does.
+    CancelJob does, newest first. One whose cancel was requested before is not counted
+    again. Whoever hangs up stops it; what is changed until then stays so.
     """
     RetryJobs: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RetryJobsRequest, _admin_service_pb2.RetryJobsResponse]
     """Retries every job that the filter matches and that can be retried, each as
-    RetryJob does.
+    RetryJob does. One whose unique key is held by another job is matched and not
+    changed. Otherwise as CancelJobs.
     """
     DeleteJobs: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteJobsRequest, _admin_service_pb2.DeleteJobsResponse]
     """Deletes every job that the filter matches and that has ended, each as DeleteJob
-    does.
+    does. Otherwise as CancelJobs.
     """
     ListFailureGroups: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListFailureGroupsRequest, _admin_service_pb2.ListFailureGroupsResponse]
     """Groups failures by job type and error type, most jobs first, over the newest
-    100,000 jobs that match.
+    100,000 jobs that match. A group has the jobs that ListJobs finds by its two types,
+    those that have succeeded since and those that were cancelled (CANCELLED) too; name
+    `states` to leave them out.
     """
 
 @_typing.type_check_only
@@ -95,19 +99,23 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """
     CancelJobs: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CancelJobsRequest, _admin_service_pb2.CancelJobsResponse]  # type: ignore[assignment]
     """Cancels every job that the filter matches and that can be cancelled, each as
-    CancelJob does.
+    CancelJob does, newest first. One whose cancel was requested before is not counted
+    again. Whoever hangs up stops it; what is changed until then stays so.
     """
     RetryJobs: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RetryJobsRequest, _admin_service_pb2.RetryJobsResponse]  # type: ignore[assignment]
     """Retries every job that the filter matches and that can be retried, each as
-    RetryJob does.
+    RetryJob does. One whose unique key is held by another job is matched and not
+    changed. Otherwise as CancelJobs.
     """
     DeleteJobs: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteJobsRequest, _admin_service_pb2.DeleteJobsResponse]  # type: ignore[assignment]
     """Deletes every job that the filter matches and that has ended, each as DeleteJob
-    does.
+    does. Otherwise as CancelJobs.
     """
     ListFailureGroups: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListFailureGroupsRequest, _admin_service_pb2.ListFailureGroupsResponse]  # type: ignore[assignment]
     """Groups failures by job type and error type, most jobs first, over the newest
-    100,000 jobs that match.
+    100,000 jobs that match. A group has the jobs that ListJobs finds by its two types,
+    those that have succeeded since and those that were cancelled (CANCELLED) too; name
+    `states` to leave them out.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -169,7 +177,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.CancelJobsResponse, _abc.Awaitable[_admin_service_pb2.CancelJobsResponse]]:
         """Cancels every job that the filter matches and that can be cancelled, each as
-        CancelJob does.
+        CancelJob does, newest first. One whose cancel was requested before is not counted
+        again. Whoever hangs up stops it; what is changed until then stays so.
         """
 
     @_abc_1.abstractmethod
@@ -179,7 +188,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RetryJobsResponse, _abc.Awaitable[_admin_service_pb2.RetryJobsResponse]]:
         """Retries every job that the filter matches and that can be retried, each as
-        RetryJob does.
+        RetryJob does. One whose unique key is held by another job is matched and not
+        changed. Otherwise as CancelJobs.
         """
 
     @_abc_1.abstractmethod
@@ -189,7 +199,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.DeleteJobsResponse, _abc.Awaitable[_admin_service_pb2.DeleteJobsResponse]]:
         """Deletes every job that the filter matches and that has ended, each as DeleteJob
-        does.
+        does. Otherwise as CancelJobs.
         """
 
     @_abc_1.abstractmethod
@@ -199,7 +209,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListFailureGroupsResponse, _abc.Awaitable[_admin_service_pb2.ListFailureGroupsResponse]]:
         """Groups failures by job type and error type, most jobs first, over the newest
-        100,000 jobs that match.
+        100,000 jobs that match. A group has the jobs that ListJobs finds by its two types,
+        those that have succeeded since and those that were cancelled (CANCELLED) too; name
+        `states` to leave them out.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
