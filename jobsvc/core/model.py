@@ -225,10 +225,10 @@ class FailureGroup:
 
     job_type: str
     error_type: str
+    job_count: int
     first_time: datetime
     last_time: datetime
-    job_count: int = 0
-    sample_job_ids: list[str] = field(default_factory=list)
+    sample_job_ids: tuple[str, ...] = ()
 
 
 class MissedTicks(StrEnum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -71,17 +72,25 @@ class Lists:
             return listing.failures(connection, ids), last
 
         failures, last = self._database.scan(read)
+        by_type: defaultdict[tuple[str, str], list[Any]] = defaultdict(list)
         for job in failures:
-            key = job.job_type, job.error_type
-            group = groups.get(key)
-            if group is None:
-                group = groups[key] = FailureGroup(*key, job.error_time, job.error_time)
-            group.job_count += 1
-            group.first_time = min(group.first_time, job.error_time)
-            group.last_time = max(group.last_time, job.error_time)
-            if len(group.sample_job_ids) < SAMPLES_MAX:
-                group.sample_job_ids.append(job.id)
+            by_type[job.job_type, job.error_type].append(job)
+        for key, more in by_type.items():
+            groups[key] = _grown(groups.get(key), more)
         return len(failures), last
+
+
+def _grown(group: FailureGroup | None, jobs: Sequence[Any]) -> FailureGroup:
+    """With jobs that are older than those that it has."""
+    times = [job.error_time for job in jobs]
+    ids = [job.id for job in jobs[:SAMPLES_MAX]]
+    count = len(jobs)
+    if group is not None:
+        times += [group.first_time, group.last_time]
+        ids = [*group.sample_job_ids, *ids][:SAMPLES_MAX]
+        count += group.job_count
+    first = jobs[0]
+    return FailureGroup(first.job_type, first.error_type, count, min(times), max(times), tuple(ids))
 
 
 def place(group: FailureGroup) -> tuple[int, str, str]:
