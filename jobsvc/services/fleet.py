@@ -56,6 +56,8 @@ RETRY_SECONDS = 0.5
 # How long a mark is good for: an hour, and by how much it may be late when it is sent. What comes
 # after it is kept for longer (PURGE_GRACE in jobsvc/store/transitions.py).
 LIFETIME = timedelta(hours=1, seconds=10)
+# A watcher whose latest mark lies further back than where it stands gets a fresh one.
+FRESH = timedelta(minutes=1)
 EVENT_BYTES = 1_000  # what one takes beside its texts
 
 _position = attrgetter("mark.position")
@@ -220,8 +222,6 @@ class Fleet:
         Raises ResumeTokenExpired, DatabaseUnavailable, LimitReached, Draining, and StreamExpired
         after about half an hour.
         """
-        if self._draining:
-            raise Draining
         if self._count >= WATCHERS_MAX:
             raise LimitReached(f"this server has {WATCHERS_MAX} fleet watchers; try another")
         matches = matcher(wanted)
@@ -230,15 +230,18 @@ class Fleet:
         try:
             watcher = _Watcher(await self._begin(mark), heartbeat_seconds)
             self._watchers.add(watcher)
+            sent = watcher.mark.time
             while True:
                 self._check_open(watcher)
-                if watcher.beat_is_due():
+                if watcher.beat_is_due() or watcher.mark.time - sent > FRESH:
+                    sent = watcher.mark.time
                     yield Beat(datetime.now(UTC), watcher.mark)
                 told, end = await self._following(watcher)
                 for each in told:
                     if matches(each.found):
                         self._check_open(watcher)
                         watcher.put_off_beat()
+                        sent = each.mark.time
                         yield each
                 watcher.mark = end
                 if not told:
@@ -266,6 +269,8 @@ class Fleet:
 
     async def _look(self) -> Page:
         """A read that begins after this."""
+        if self._draining:
+            raise Draining
         looked: asyncio.Future[Page] = asyncio.get_running_loop().create_future()
         self._beginning.append(looked)
         self._work.set()

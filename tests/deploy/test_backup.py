@@ -13,7 +13,6 @@ import sqlalchemy as sa
 
 from jobsvc.store import schema
 from jobsvc.store.database import Database
-from jobsvc.store.fleet import page_after
 from jobsvc.store.tables import job_events, jobs
 from tests.checker import check
 from tests.deploy.host import SCRIPTS, Host
@@ -128,13 +127,13 @@ def test_a_fresh_cluster_gets_every_job_and_event_of_a_backup(
         schema.require(database)
         with used.database() as original:
             assert database.read(schema.identity) != original.read(schema.identity)
-        begin = database.read(lambda c: page_after(c, None, 0)).end
         house = House(database)
+        begin = house.page_after(None).end
         claimed = house.start()
         assert house.finish(claimed, DONE)
         check(database, jobs_min=JOBS + 1)
         # The numbers of transactions have begun anew, and what is new still comes last.
-        page = database.read(lambda c: page_after(c, begin, 10))
+        page = house.page_after(begin)
         found = [(each.event.job_id, each.event.sequence) for each in page.events]
         assert found == [(claimed.job_id, n) for n in (1, 2, 3)]
         assert page.events[0].position[0] > max(event.x for event in saved[1])

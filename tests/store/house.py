@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -30,8 +31,9 @@ from jobsvc.core.model import (
     WorkerInfo,
 )
 from jobsvc.core.operations import RateLimit
-from jobsvc.store import dispatching, queries, queues, registry, releasing, transitions
+from jobsvc.store import dispatching, fleet, queries, queues, registry, releasing, transitions
 from jobsvc.store.database import Database, Transaction
+from jobsvc.store.fleet import Page, Position
 from jobsvc.store.submission import Answer, Submitted, submit
 from jobsvc.store.tables import job_events, jobs, metadata, outbox, service
 from jobsvc.store.transitions import Answers
@@ -247,6 +249,19 @@ class House:
 
     def events(self, job_id: str) -> list[JobEvent]:
         return self.database.read(lambda c: queries.list_events(c, job_id, 0, 1000))
+
+    def page_after(
+        self, position: Position | None, limit: int = 1000, *, hidden: bool = False
+    ) -> Page:
+        """Of the events of all jobs. It waits until nothing is hidden, unless `hidden` will do: a
+        transaction of any other test on the same cluster hides what is new."""
+        deadline = time.monotonic() + WAIT_SECONDS_MAX
+        while True:
+            page = self.database.read(lambda c: fleet.page_after(c, position, limit))
+            if hidden or not page.hidden:
+                return page
+            assert time.monotonic() < deadline, "what is new stays hidden"
+            time.sleep(0.005)
 
     def history(self, job_id: str) -> list[str]:
         """Each event as TYPE>STATE."""

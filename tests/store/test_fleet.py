@@ -15,11 +15,11 @@ import pytest
 import sqlalchemy as sa
 
 from jobsvc.core.model import JobFilter, Log
-from jobsvc.errors import ResumeTokenExpired
+from jobsvc.errors import Draining, ResumeTokenExpired
 from jobsvc.services import fleet as services
 from jobsvc.services.fleet import Beat, Fleet, Told
 from jobsvc.services.threads import AsyncDatabase
-from jobsvc.store import fleet, queries, schema, transitions
+from jobsvc.store import queries, schema, transitions
 from jobsvc.store.batch import lock
 from jobsvc.store.database import Transaction
 from jobsvc.store.fleet import NO_JOB, Page, Position
@@ -40,10 +40,6 @@ LINE = Log("INFO", "line")
 Name = tuple[str, int]  # job id, sequence
 
 
-def page(house: House, position: Position | None, limit: int = 1000) -> Page:
-    return house.database.read(lambda c: fleet.page_after(c, position, limit))
-
-
 def names(read: Page) -> list[Name]:
     return [(found.event.job_id, found.event.sequence) for found in read.events]
 
@@ -53,11 +49,13 @@ def stored(house: House) -> set[Name]:
     return {(r.job_id, r.sequence) for r in house.database.read(lambda c: c.execute(statement))}
 
 
-def read_on(house: House, position: Position, limit: int) -> tuple[list[Name], Position]:
+def read_on(
+    house: House, position: Position, limit: int, *, hidden: bool = False
+) -> tuple[list[Name], Position]:
     """By pages, until there is no more."""
     seen: list[Name] = []
     while True:
-        read = page(house, position, limit)
+        read = house.page_after(position, limit, hidden=hidden)
         seen += names(read)
         if len(read.events) < limit:
             return seen, read.end
@@ -104,11 +102,11 @@ def held(house: House, first: Callable[[Transaction], Any]) -> Iterator[Held]:
 
 def test_from_now_on_is_what_commits_from_now_on(house: House) -> None:
     old = house.start()
-    begin = page(house, None)
+    begin = house.page_after(None)
     assert begin.events == []
     new = house.submit(labels={"a": "b"}, idempotency_key="k")
     house.finish(old, DONE)
-    read = page(house, begin.end)
+    read = house.page_after(begin.end)
     assert names(read) == [(new, 1), (old.job_id, 3)]
     assert [f.event for f in read.events] == [house.events(new)[0], house.events(old.job_id)[2]]
     submitted, succeeded = read.events
@@ -121,13 +119,13 @@ def test_from_now_on_is_what_commits_from_now_on(house: House) -> None:
     )
     assert not read.hidden
     assert read.at_home
-    assert names(page(house, read.end)) == []
+    assert names(house.page_after(read.end)) == []
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_from_every_position_exactly_the_rest_whatever_the_pages(house: House, seed: int) -> None:
     chance = random.Random(seed)
-    begin = page(house, None).end
+    begin = house.page_after(None).end
     running = []
     for _ in range(6):
         house.submit_all([new_job() for _ in range(chance.randint(1, 5))])
@@ -137,7 +135,7 @@ def test_from_every_position_exactly_the_rest_whatever_the_pages(house: House, s
             house.report(claimed, *[LINE] * chance.randint(1, 4))
         if running and chance.random() < 0.4:
             house.finish(running.pop(), DONE if chance.random() < 0.5 else RETRYABLE)
-    whole = page(house, begin)
+    whole = house.page_after(begin)
     assert set(names(whole)) == stored(house)
     assert len(names(whole)) == len(set(names(whole)))
     for job_id, _ in names(whole):
@@ -155,36 +153,36 @@ def test_from_every_position_exactly_the_rest_whatever_the_pages(house: House, s
 
 
 def test_a_deleted_job_takes_its_events_along(house: House) -> None:
-    begin = page(house, None).end
+    begin = house.page_after(None).end
     first, gone, last = house.submit(), house.submit(), house.submit()
-    (at,) = (f.position for f in page(house, begin).events if f.event.job_id == gone)
+    (at,) = (f.position for f in house.page_after(begin).events if f.event.job_id == gone)
     house.forget_job(gone)
-    assert names(page(house, begin)) == [(first, 1), (last, 1)]
-    assert names(page(house, at)) == [(last, 1)]
+    assert names(house.page_after(begin)) == [(first, 1), (last, 1)]
+    assert names(house.page_after(at)) == [(last, 1)]
 
 
 def test_whoever_began_first_and_commits_last_is_not_passed_over(pg_house: House) -> None:
     house = pg_house
-    begin = page(house, None).end
+    begin = house.page_after(None).end
     late, early = new_job(), new_job()
     with held(house, lambda tx: tx.x) as slow:
         slow.then = lambda tx: submit(tx, [late], {})
         house.submit_all([early])
-        read = page(house, begin)
+        read = house.page_after(begin, hidden=True)
         assert names(read) == []
         assert read.hidden
-        assert page(house, None).end == read.end  # who comes now sees both
+        now = house.page_after(None, hidden=True).end
         slow.commit()
-    after = page(house, read.end)
-    assert names(after) == [(late.job_id, 1), (early.job_id, 1)]
-    assert not after.hidden
+    for position in (begin, read.end, now):
+        after = house.page_after(position)
+        assert names(after) == [(late.job_id, 1), (early.job_id, 1)]
 
 
 def test_events_of_a_job_stay_in_order_when_a_later_number_writes_first(pg_house: House) -> None:
     """One takes its number, and then has to wait for the row that another, of a later number, has
     locked: it writes the third event under a lower number than the second."""
     house = pg_house
-    begin = page(house, None).end
+    begin = house.page_after(None).end
     claimed = house.start()
     numbers = {}
 
@@ -202,7 +200,7 @@ def test_events_of_a_job_stay_in_order_when_a_later_number_writes_first(pg_house
             second.commit()
             first.commit()
     assert numbers["first"] < numbers["second"]
-    read = page(house, begin)
+    read = house.page_after(begin)
     assert [found.event.sequence for found in read.events] == [1, 2, 3, 4]
     said = [f.event.report for f in read.events if isinstance(f.event.report, Log)]
     assert [line.message for line in said] == ["second", "first"]
@@ -210,24 +208,24 @@ def test_events_of_a_job_stay_in_order_when_a_later_number_writes_first(pg_house
 
 def test_an_idle_writer_holds_back_whoever_watches_all_and_nobody_else(pg_house: House) -> None:
     house = pg_house
-    begin = page(house, None).end
+    begin = house.page_after(None).end
     with held(house, lambda tx: tx.x) as idle:
         claimed = house.start()
         house.finish(claimed, DONE)
-        assert names(page(house, begin)) == []
+        assert names(house.page_after(begin, hidden=True)) == []
         watched = house.database.read(lambda c: queries.events_after(c, [(claimed.job_id, 0)], 10))
         assert [e.sequence for e in watched[claimed.job_id, 0]] == [1, 2, 3]
         idle.commit()
-    assert [sequence for _, sequence in names(page(house, begin))] == [1, 2, 3]
+    assert [sequence for _, sequence in names(house.page_after(begin))] == [1, 2, 3]
 
 
 def test_what_a_rollback_took_back_is_never_told(pg_house: House) -> None:
     house = pg_house
-    begin = page(house, None).end
+    begin = house.page_after(None).end
     kept = new_job()
     with held(house, lambda tx: submit(tx, [new_job()], {})) as failing:
         house.submit_all([kept])
-        assert names(page(house, begin)) == []
+        assert names(house.page_after(begin, hidden=True)) == []
 
         def fail(_: Transaction) -> None:
             raise ValueError("failed on purpose")
@@ -235,7 +233,7 @@ def test_what_a_rollback_took_back_is_never_told(pg_house: House) -> None:
         failing.then = fail
         with pytest.raises(ValueError, match="failed on purpose"):
             failing.commit()
-    assert names(page(house, begin)) == [(kept.job_id, 1)]
+    assert names(house.page_after(begin)) == [(kept.job_id, 1)]
 
 
 @pytest.mark.parametrize("binaries", [machine_bin, wheel_bin])
@@ -249,17 +247,17 @@ def test_a_crash_of_the_database_hides_nothing_that_comes_after_it(
         database = open_database(node.url)
         house = House(database)
         house.submit()
-        begin = page(house, None).end
+        begin = house.page_after(None).end
         house.submit()
         for _ in range(20):
             with pytest.raises(ZeroDivisionError):
                 house.write(lambda tx: tx.x // 0)
-        read = page(house, begin)
+        read = house.page_after(begin)
         node.kill()
         node.start()
         job_id = house.submit()
         schema.require(database)
-        after = page(house, read.end)
+        after = house.page_after(read.end)
         database.close()
     assert len(read.events) == 1
     assert names(after) == [(job_id, 1)]
@@ -271,7 +269,7 @@ def test_a_reader_beside_many_writers_misses_nothing(pg_house: House, seed: int)
     """Whatever the interleaving: read while they write, every event once."""
     house = pg_house
     claimed = house.claim_all([house.submit() for _ in range(4)])
-    position = page(house, None).end
+    position = house.page_after(None).end
     before = stored(house)
     stop = threading.Event()
     seen: list[Name] = []
@@ -286,7 +284,7 @@ def test_a_reader_beside_many_writers_misses_nothing(pg_house: House, seed: int)
     def read() -> None:
         nonlocal position
         while not stop.is_set():
-            more, position = read_on(house, position, 3)
+            more, position = read_on(house, position, 3, hidden=True)
             seen.extend(more)
 
     with ThreadPoolExecutor(6) as pool:
@@ -341,7 +339,6 @@ async def test_it_looks_again_while_something_is_hidden(server: Fleet, pg_house:
         assert not waiting.done()
         slow.commit()
     assert await waiting == (job_id, 1)  # without another hint
-    assert server.held_seconds == 0
 
 
 async def test_from_now_on_is_not_what_was_hidden_when_it_began(
@@ -365,6 +362,22 @@ async def test_from_now_on_is_not_what_was_hidden_when_it_began(
     assert await told(stream) == (job_id, 1)
 
 
+async def test_draining_ends_who_is_waiting_to_begin(
+    server: Fleet, pg_house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "BEGIN_SECONDS_MAX", WAIT_SECONDS_MAX)
+    house = pg_house
+    with held(house, lambda tx: tx.x):
+        house.submit()
+        beginning = asyncio.create_task(told(server.watch(JobFilter(), None, 3600.0)))
+        async with asyncio.timeout(WAIT_SECONDS_MAX):
+            while not server.held_seconds:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.001)
+        server.drain()
+        with pytest.raises(Draining):
+            await beginning
+
+
 async def test_it_does_not_wait_for_long_to_begin(
     server: Fleet, pg_house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,8 +392,11 @@ async def test_it_does_not_wait_for_long_to_begin(
     assert [await told(stream), await told(stream)] == [(late.job_id, 1), (early, 1)]
 
 
-async def test_a_failover_while_it_runs_ends_every_watch(server: Fleet, pg_house: House) -> None:
+async def test_a_failover_while_it_runs_ends_every_watch(
+    server: Fleet, pg_house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody can tell what the standby that leads now has missed."""
+    monkeypatch.setattr(services, "BEGIN_SECONDS_MAX", WAIT_SECONDS_MAX)
     house = pg_house
     stream = server.watch(JobFilter(), None, 3600.0)
     assert await told(stream) is None

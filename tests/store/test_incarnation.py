@@ -12,7 +12,6 @@ import sqlalchemy as sa
 
 from jobsvc.store import schema
 from jobsvc.store.database import Database, Transaction
-from jobsvc.store.fleet import page_after
 from jobsvc.store.schema import is_home
 from jobsvc.store.submission import submit
 from jobsvc.store.tables import job_events, jobs, service
@@ -103,12 +102,12 @@ def test_where_numbers_began_anew_events_go_on_above_those_that_are_there(own: H
     after = facts(own.database)
     assert after.incarnation != before.incarnation
     assert after.x_base == max(xs(own)) >= FAR
-    begin = own.database.read(lambda c: page_after(c, None, 1)).end
+    begin = own.page_after(None).end
     old = xs(own)
     claimed = own.start()
     assert xs(own)[: len(old)] == old
     assert xs(own)[len(old)] > old[-1]
-    page = own.database.read(lambda c: page_after(c, begin, 10))
+    page = own.page_after(begin)
     found = [(f.event.job_id, f.event.sequence) for f in page.events]
     assert found == [(claimed.job_id, 1), (claimed.job_id, 2)]
     schema.require(own.database)
@@ -146,7 +145,7 @@ def test_it_waits_for_whoever_counts_from_the_old_base(own: House) -> None:
     def begin() -> Any:
         assert inside.wait(WAIT_SECONDS_MAX)
         schema.require(own.database)
-        return own.database.read(lambda c: page_after(c, (0, late.job_id, 0), 1000))
+        return own.page_after((0, late.job_id, 0))
 
     def release() -> None:
         assert inside.wait(WAIT_SECONDS_MAX)

@@ -312,6 +312,22 @@ async def test_the_window_has_a_limit_of_bytes_too(
     assert len(fleet._window._told) == 2
 
 
+async def test_whoever_was_told_of_old_events_gets_a_fresh_mark(
+    fleet: Fleet, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FRESH", timedelta(microseconds=1))
+    keeper, first = await begun(fleet), await _first(fleet)
+    house.submit()
+    fleet.notify()
+    (old,) = await take(keeper, 1)
+    await _first(fleet)  # has made the reader look again
+    stream = await begun(fleet, mark=first.mark)
+    assert await take(stream, 1) == [old]
+    beat = await following(stream)
+    assert isinstance(beat, Beat)
+    assert beat.mark.time > old.mark.time
+
+
 async def test_beats_come_when_nothing_is_told(fleet: Fleet, house: House) -> None:
     stream = fleet.watch(ALL, None, 0.2)
     first = await following(stream)
