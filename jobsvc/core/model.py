@@ -218,7 +218,7 @@ class JobFilter:
     finish_time_before: datetime | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class FailureGroup:
     """Jobs of one type whose latest failure was of one type; when their failures were, and a few of
     them, newest first."""
