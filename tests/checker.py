@@ -32,7 +32,14 @@ VIOLATIONS_SHOWN_MAX = 50
 # All but payloads and results, which may be large: of a result only whether it is there.
 _JOB = (
     *(jobs.c.id, jobs.c.state, jobs.c.attempt, jobs.c.last_sequence, jobs.c.max_attempts),
-    *(jobs.c.failures, jobs.c.crashes, jobs.c.cancel_reason, jobs.c.error, jobs.c.held),
+    *(
+        jobs.c.failures,
+        jobs.c.crashes,
+        jobs.c.cancel_reason,
+        jobs.c.error,
+        jobs.c.held,
+        jobs.c.held_for,
+    ),
     *(jobs.c.finish_time, jobs.c.purge_time, jobs.c.next_attempt_time),
     *(jobs.c.lease_token, jobs.c.lease_expire_time, jobs.c.error_type, jobs.c.last_x),
     *(jobs.c.job_type, jobs.c.unique_key, jobs.c.unique_scope, jobs.c.unique_on_conflict),
@@ -281,7 +288,7 @@ def _columns(job: Any, last: Any) -> Iterator[str]:
         yield f"its error is not that of its last event: {job.error}"
     if job.error_type != (job.error or {}).get("type"):
         yield f"is found by the error type {job.error_type}, its error is {job.error}"
-    if job.held and state is not JobState.QUEUED:
+    if (job.held or job.held_for) and state is not JobState.QUEUED:
         yield f"is held in state {state}"
 
 

@@ -37,7 +37,7 @@ OFFER = timedelta(seconds=3)
 # longer than they should, and takes 65 rows for a queue.
 GRAINS = 64
 GRAIN_MICROSECONDS_MIN = 10_000
-# No transaction waits longer than this for its locks after it has looked at the clock.
+# Starts are forgotten this much later than they need be: the clock may be set back a little.
 PAST = timedelta(seconds=10)
 FAR = datetime(9999, 1, 1, tzinfo=UTC)
 
@@ -111,7 +111,8 @@ class Room:
         keys = {job.concurrency_key for job in found if job.concurrency_key is not None}
         if not names and not keys:
             return None
-        return cls(tx, names, keys, {job.id for job in found} if asking else ())
+        room = cls(tx, names, keys, {job.id for job in found} if asking else ())
+        return room if room.limited or keys else None
 
     @property
     def limited(self) -> AbstractSet[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -167,6 +168,25 @@ def test_a_loop_waits_after_a_batch_that_was_not_full(database: Database) -> Non
     assert not script.done.wait(0.3)
     assert script.done.wait(SECONDS_MAX)
     loop.stop()
+
+
+def test_a_loop_looks_again_sooner_where_its_task_says_when(database: Database) -> None:
+    script = Script(1)
+    task = Task("script", 3600.0, script, lambda: 0.01)
+    loop = Loop(task, database, Outbox(database, Broker("memory://")))
+    loop.start()
+    assert script.done.wait(SECONDS_MAX)
+    loop.stop()
+
+
+def test_release_says_when_a_rate_opens(house: House, database: Database) -> None:
+    release = upkeep.Release()
+    house.rate(1, 10.0)
+    house.start()
+    house.claim_all([house.submit()])
+    assert release.opens() == math.inf
+    assert release.once(database, 10)[0] == 0
+    assert 9 < release.opens() < 11
 
 
 def test_a_loop_survives_what_goes_wrong(database: Database) -> None:

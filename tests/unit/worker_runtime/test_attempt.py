@@ -262,6 +262,29 @@ def test_long_attempts_give_their_message_and_their_place_back(
     assert runtime.consumer.acknowledged.count(delivery) == 1
 
 
+def test_a_heartbeat_tells_what_is_held_and_when_something_was_claimed(
+    idle: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle.deliver(idle.house.submit())
+    assert idle.attempts.standing() == (None, {"default": 1})
+    idle.start()
+    idle.run()
+    idle.consumer.wait(lambda: idle.attempts.running_count == 2)
+    ago, held = idle.attempts.standing()
+    assert held == {"default": 2}
+    assert ago is not None
+    assert 0 <= ago < SECONDS_MAX
+    monkeypatch.setattr(attempt, "DETACH_SECONDS", 0.0)
+    idle.attempts.on_beat()
+    assert idle.attempts.standing()[1] == {}
+
+
+def test_a_claim_of_nothing_is_none(runtime: Runtime) -> None:
+    runtime.house.pause()
+    runtime.consumer.wait_acknowledged(runtime.deliver(runtime.house.submit()))
+    assert runtime.attempts.standing() == (None, {})
+
+
 def test_a_lost_lease_ends_the_attempt_and_its_outcome_is_dropped(runtime: Runtime) -> None:
     job_id, delivery = runtime.run()
     (held,) = runtime.attempts.leased()

@@ -116,6 +116,17 @@ def test_renews_what_is_held(start: Start, keeper: Keeper, house: House) -> None
     expires = house.row(held.job_id).lease_expire_time
     assert expires > house.now() + timedelta(seconds=LEASE_SECONDS - 5)
     assert held.renewed >= before
+
+
+def test_a_heartbeat_tells_how_the_worker_stands(
+    start: Start, keeper: Keeper, house: House
+) -> None:
+    house.announce(worker("w1"))
+    start()
+    keeper.wait_beats(1)
+    (row,) = house.database.read(lambda c: c.execute(workers.select()).all())
+    assert row.unacknowledged == {"default": 3}
+    assert row.heartbeat_time - row.claim_time == timedelta(seconds=7)
     assert keeper.lost == []
     assert keeper.announced == []
 
