@@ -58,7 +58,8 @@ def _fill(tx: Transaction) -> None:
         "CASE WHEN :state = 'RUNNING' THEN gen_random_uuid() END, "
         "CASE WHEN :state = 'RUNNING' THEN now() + interval '1 h' END, 'w1', :held, "
         "CASE WHEN :held THEN (ARRAY['TYPE', 'QUEUE', 'KEY'])[1 + n % 3] "
-        "WHEN :offered THEN 'OFFERED' END, CASE WHEN n % 2 = 0 THEN 'big' ELSE 'k' || n % 100 END, 1 "
+        "WHEN :offered THEN 'OFFERED' END, "
+        "CASE WHEN n % 2 = 0 THEN 'big' ELSE 'k' || n % 100 END, 1 "
         "FROM generate_series(1, :count) AS n"
     )
     for kind, state, count in (
