@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+from jobsvc.client import Client, state_name
 from jobsvc.store.database import Database
 from tests.checker import check
 from tests.harness import Load, Process, until
@@ -135,6 +136,36 @@ def _all_ended(database: Database, ids: list[str]) -> bool:
     except AssertionError:
         return False
     return True
+
+
+def test_a_paused_queue_stays_so_and_then_goes_by_priority(start: Start) -> None:
+    """Over a `kill -9`; and where the only place is taken, the best of those that came since."""
+    process = start()
+    with Client(str(process.wait_ready()["address"])) as client:
+        client.admin.pause_queue("default")
+        low = [client.submit("demo.echo").job.job_id for _ in range(5)]
+    process.kill()
+    with Client(str(start().wait_ready()["address"])) as client:
+        client.admin.update_queue("default", max_running=1)
+        high = [client.submit("demo.echo", priority=p).job.job_id for p in (5, 9)]
+        assert {state_name(job.state) for job in client.jobs()} == {"QUEUED"}
+        client.admin.resume_queue("default")
+        for job_id in (*low, *high):
+            client.wait(job_id, timeout=20)
+        order = sorted(client.jobs(), key=lambda job: job.start_time.ToNanoseconds())
+        assert [job.job_id for job in order] == [*reversed(high), *low]
+        client.admin.update_queue("default", max_running=0)
+        running = [client.submit("demo.sleep", {"seconds": 600}).job.job_id for _ in range(2)]
+        for job_id in running:
+            until(lambda j=job_id: client.get(j).attempt, 20, "the slots are taken")  # type: ignore[misc]
+        low = [client.submit("demo.echo").job.job_id for _ in range(10)]
+        best = client.submit("demo.echo", priority=1).job.job_id
+        for job_id in running:
+            client.cancel(job_id)
+        for job_id in (*low, best):
+            client.wait(job_id, timeout=20)
+        started = {job.job_id: job.start_time.ToNanoseconds() for job in client.jobs()}
+        assert started[best] <= min(started[job_id] for job_id in low)
 
 
 def test_second_one_on_the_directory_is_refused(start: Start) -> None:
