@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from jobsvc.core.model import Effects
 from jobsvc.store import registry
 from jobsvc.store.batch import Batch, LockedJob, lock_next
-from jobsvc.store.database import Transaction
+from jobsvc.store.database import BY_INDEX, Transaction
 from jobsvc.store.limits import OFFERED, Room, count_running_keys, rank
 from jobsvc.store.tables import job_types, jobs, queues
 
@@ -109,12 +109,14 @@ def release_held(tx: Transaction, limit: int, after: str = "") -> Released:
     Of the concurrency keys it looks at some only, those that follow `after`.
     """
     held = tx.execute(_HELD).one()
+    if any(held) and tx.connection.dialect.name != "sqlite":
+        tx.connection.exec_driver_sql(BY_INDEX)  # a backlog grows faster than what is known of it
     batch = Batch(tx)
     count = _release_types(batch, limit) if held.for_type else 0
     names: list[str] = []
     keys: list[str] = []
     if held.for_queue:
-        waiting = sa.exists().where(FOR_QUEUE, jobs.c.queue == queues.c.name)
+        waiting = _any(BEST, FOR_QUEUE, jobs.c.queue == queues.c.name)
         names = list(tx.execute(sa.select(queues.c.name).where(waiting)).scalars())
     if held.for_key:
         keys, after = _keys_with_room(tx, after)
@@ -126,24 +128,27 @@ def release_held(tx: Transaction, limit: int, after: str = "") -> Released:
     return Released(count, batch.write(), after if held.for_key else "", opens)
 
 
-def _any(column: sa.Column[Any], reason: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    """In the order of the index, which would else be left for the first such row in the table."""
-    return sa.select(column).where(reason).order_by(column).limit(1).scalar_subquery().is_not(None)
+def _any(
+    order: tuple[sa.ColumnElement[Any], ...], *where: sa.ColumnElement[bool]
+) -> sa.ColumnElement[bool]:
+    """Whether there is such a job, by the index that has this order. For an EXISTS the planner may
+    look through the table, or read all of them for a join, if it knows too little of it."""
+    first = sa.select(jobs.c.id).where(*where).order_by(*order).limit(1)
+    return first.scalar_subquery().is_not(None)
 
 
 _HELD = sa.select(
-    _any(jobs.c.queue, FOR_TYPE).label("for_type"),
-    _any(jobs.c.queue, FOR_QUEUE).label("for_queue"),
-    _any(jobs.c.concurrency_key, FOR_KEY).label("for_key"),
+    _any((jobs.c.queue, jobs.c.job_type), FOR_TYPE).label("for_type"),
+    _any((jobs.c.queue, *BEST), FOR_QUEUE).label("for_queue"),
+    _any((jobs.c.concurrency_key, jobs.c.concurrency_max.desc()), FOR_KEY).label("for_key"),
 )
 
 
 def _release_types(batch: Batch, limit: int) -> int:
     """Messages for jobs that a live worker can run now."""
     tx = batch.tx
-    waiting = sa.exists().where(
-        FOR_TYPE, jobs.c.queue == queues.c.name, jobs.c.job_type == job_types.c.name
-    )
+    of_both = jobs.c.queue == queues.c.name, jobs.c.job_type == job_types.c.name
+    waiting = _any((jobs.c.id,), FOR_TYPE, *of_both)
     each = sa.select(queues.c.name.label("queue"), job_types.c.name.label("job_type"))
     found = tx.execute(each.join_from(queues, job_types, sa.true()).where(waiting))
     wanted = {(row.queue, row.job_type) for row in found}
@@ -176,7 +181,8 @@ def _keys_with_room(tx: Transaction, after: str) -> tuple[list[str], str]:
         .where(FOR_KEY, jobs.c.concurrency_key == some.c.key)
         .scalar_subquery()
     )
-    found = tx.execute(sa.select(some.c.key, widest.label("widest"))).all()
+    looked_at = sa.select(some.c.key, widest.label("widest")).order_by(some.c.key)
+    found = tx.execute(looked_at).all()
     running = count_running_keys(tx.connection, [row.key for row in found]) if found else {}
-    last = max(row.key for row in found) if len(found) == KEYS_MAX else ""
+    last = found[-1].key if len(found) == KEYS_MAX else ""
     return [row.key for row in found if running.get(row.key, 0) < row.widest], last
