@@ -6,15 +6,17 @@ import json
 import queue
 import re
 import secrets
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf import descriptor_pool
 
 from tests.conformance.callers import Caller, Json, Reply, Stream
+from tests.harness import until
+
+T = TypeVar("T")
 
 SERVICES = ("jobsvc.v1.JobService", "jobsvc.v1.ScheduleService", "jobsvc.v1.AdminService")
 # By the RPC's name: its full name, and whether it streams.
@@ -23,12 +25,10 @@ METHODS: Mapping[str, tuple[str, bool]] = {
     for service in SERVICES
     for method in descriptor_pool.Default().FindServiceByName(service).methods
 }
-STREAMS = frozenset(name for name, (_, streams) in METHODS.items() if streams)
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 # For what the service does by itself, on a machine that others use as well.
 PATIENCE_SECONDS = 30.0
-POLL_SECONDS = 0.05
 NO_BACKOFF = {"initial_backoff": "0s", "jitter": 0.0}
 LONG_BACKOFF = {"initial_backoff": "3600s"}
 # A queue that no worker serves.
@@ -161,13 +161,9 @@ class Scene:
         assert [int(event["sequence"]) for event in events] == list(range(1, len(events) + 1))
         return list(events)
 
-    def until(self, what: str, condition: Any) -> Any:
+    def until(self, what: str, condition: Callable[[], T]) -> T:
         """Asks until the answer is true, and returns it."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not (answer := condition()):
-            assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS:g} s: {what}"
-            time.sleep(POLL_SECONDS)
-        return answer
+        return until(condition, PATIENCE_SECONDS, what)
 
     def pages(self, rpc: str, member: str, /, **request: Any) -> list[Json]:
         """A list to its end, page by page."""

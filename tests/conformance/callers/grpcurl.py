@@ -111,7 +111,7 @@ class _GrpcurlStream(Stream):
             except ValueError:  # not all of it is there yet
                 if not (data := os.read(self._out.fileno(), _READ_BYTES)):
                     raise StopIteration from None
-                self._text += self._utf8.decode(data)  # grpcurl writes plain ASCII...
+                self._text += self._utf8.decode(data)
             else:
                 self._text = self._text[end:]
                 return plain(self._method, message)
@@ -145,5 +145,6 @@ def _program() -> str:
 
 
 def _reply(code: int, err: str) -> Reply:
-    assert code > _CODE_OFFSET, f"grpcurl ended with {code}: {err}"
+    told = code > _CODE_OFFSET and err.lstrip().startswith("{")
+    assert told, f"grpcurl ended with {code}: {err}"
     return Reply.of_status(json.loads(err))

@@ -68,11 +68,11 @@ def workers_say_what_they_do(scene: Scene) -> None:
     scene.started(job_id)
     mine = scene.get(job_id)["worker_id"]
 
-    def shown() -> Json | None:
+    def shown() -> Json:
         for worker in scene.pages("ListWorkers", "workers"):
             if worker["worker_id"] == mine and job_id in worker.get("running_job_ids", ()):
                 return worker
-        return None
+        return {}
 
     worker = scene.until("the worker is shown with its job", shown)
     assert worker["host"]
