@@ -23,6 +23,7 @@ from jobsvc.errors import (
 from jobsvc.outbox import Outbox
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.store import queries, submission
+from jobsvc.store import registry as registry_rows
 from jobsvc.store.database import CommitUnknown, Database, Transaction
 from jobsvc.store.submission import Submitted
 
@@ -62,6 +63,7 @@ class GroupCommit:
         self._waiting: deque[_Waiting] = deque()
         self._writer: asyncio.Task[None] | None = None
         self._last_size = 0
+        self._queues: set[str] = set()  # that the database is known to know
 
     async def submit(self, job: NewJob, registry: Registry) -> Submitted:
         """Answers when the job is durable. Raises RegistryChanged when the job was checked against
@@ -83,6 +85,7 @@ class GroupCommit:
             for index, answer in enumerate(answers):
                 if isinstance(answer, IdempotencyKeyReused | UniqueConflict):
                     raise type(answer)(answer.job_id, index)
+            self._name_queues(tx, answers)
             return [a for a in answers if isinstance(a, Submitted)], effects
 
         try:
@@ -143,7 +146,9 @@ class GroupCommit:
 
         def store(tx: Transaction) -> tuple[list[submission.Answer], Effects]:
             _require(registry, tx)
-            return submission.submit(tx, jobs, registry.types)
+            answers, effects = submission.submit(tx, jobs, registry.types)
+            self._name_queues(tx, answers)
+            return answers, effects
 
         try:
             answers, effects = self._database.write(store, numbered=True)
@@ -159,10 +164,20 @@ class GroupCommit:
         self._tell(answers, effects)
         return list(answers)
 
+    def _name_queues(self, tx: Transaction, answers: Sequence[submission.Answer]) -> None:
+        """A queue is known, and listed, from the commit of its first job on."""
+        if new := _queues(answers) - self._queues:
+            registry_rows.add_queues(tx, new)
+
     def _tell(self, answers: Sequence[submission.Answer], effects: Effects) -> None:
-        """Nobody watches a job that is new; one that was replaced somebody may."""
+        """Committed. Nobody watches a job that is new; one that was replaced, somebody may."""
+        self._queues |= _queues(answers)
         replaced = any(isinstance(a, Submitted) and a.replaced for a in answers)
         self._outbox.tell(effects, watched=replaced)
+
+
+def _queues(answers: Sequence[submission.Answer]) -> set[str]:
+    return {a.job.queue for a in answers if isinstance(a, Submitted) and a.job is not None}
 
 
 def _require(registry: Registry, tx: Transaction) -> None:

@@ -118,8 +118,8 @@ class _Queued:
         if self._workers:
             return None
         message = (
-            f"None of the {serving} live workers of the queue {job.queue} has the job type "
-            f"{job.job_type}."
+            f"No live worker of the queue {job.queue}, of which there are {serving}, has the job "
+            f"type {job.job_type}."
             if serving
             else f"No live worker serves the queue {job.queue}."
         )

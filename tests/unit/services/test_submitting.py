@@ -146,6 +146,15 @@ async def test_one_submit_waits_for_nobody(
     assert teller.dispatched == [job.job_id]
 
 
+async def test_a_queue_is_known_with_its_first_job(
+    group: GroupCommit, known: Registry, database: Disturbed
+) -> None:
+    await group.submit(new_job(queue="first"), known)
+    assert "first" in database.read(registry.generations)
+    await group.submit_all([new_job(queue="second"), new_job(queue="first")], known)
+    assert database.read(registry.generations) == {"first": 1, "second": 1}
+
+
 async def test_many_at_once_share_commits(
     group: GroupCommit, database: Disturbed, known: Registry, teller: Teller
 ) -> None:
