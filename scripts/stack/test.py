@@ -139,14 +139,17 @@ class Stack:
         """How it ended, or stands after ten seconds."""
         return self.call("GetResult", job_id=job_id, wait="10s")
 
+    def events(self, job_id: str) -> list[dict[str, Any]]:
+        return list(self.call("ListJobEvents", job_id=job_id, page_size=1000)["events"])
+
     def await_all(self, job_ids: Sequence[str]) -> None:
         """Every one of them succeeds, and has one whole history."""
         deadline = time.monotonic() + HEAL_SECONDS_MAX
         for job_id in job_ids:
-            while (state := self.result(job_id)["state"]) != "JOB_STATE_SUCCEEDED":
-                expect(state in WAITING, f"{job_id} to succeed: {state}")
+            while not (events := self.events(job_id))[-1]["type"].endswith("_SUCCEEDED"):
+                state = self.result(job_id)["state"]
+                expect(state in {*WAITING, "JOB_STATE_SUCCEEDED"}, f"{job_id} to succeed: {state}")
                 expect(time.monotonic() < deadline, f"{job_id} to end: {state}")
-            events = self.call("ListJobEvents", job_id=job_id, page_size=1000)["events"]
             numbers = [int(event["sequence"]) for event in events]
             ends = [event for event in events if event["type"].endswith("_SUCCEEDED")]
             expect(numbers == list(range(1, len(events) + 1)), f"no gap in {job_id}: {numbers}")
