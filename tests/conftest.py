@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -71,6 +72,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         alone = item.get_closest_marker("alone")
         fcntl.flock(turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         return (yield)
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """A command that is run in this process says how its logs are written; the next test has none
+    of it, whichever that is."""
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
 
 
 def _address(variable: str) -> Iterator[str]:
