@@ -214,7 +214,7 @@ async def _fan_out(order: Order, stub: Any) -> None:
 
 async def _read_all(call: Any) -> int:
     count = 0
-    async for _ in call:
+    while await call.read() is not grpc.aio.EOF:
         count += 1
     return count
 
@@ -229,10 +229,8 @@ async def _follow_fleet(order: Order, stub: Any) -> None:
         await stub.SubmitJobs(many)
     done = _go()
     watch = stub.WatchJobs(pb.WatchJobsRequest(resume_token=token))
-    async for message in watch:
-        done.count += message.HasField("event")
-        if done.count >= order.count:
-            break
+    while done.count < order.count:
+        done.count += (await watch.read()).HasField("event")
     watch.cancel()
     _tell(done)
 
