@@ -118,12 +118,19 @@ class Pool(abc.ABC):
         """Give a task up whose lease is lost: it is stopped as hard as can be, and Interrupted."""
 
     def withdraw(self, older_than_seconds: float) -> list[Task]:
-        """Take back the tasks that have waited so long and not started; they get no outcome."""
+        """Take back the tasks that have waited so long and not started; they get no outcome.
+
+        If there are any, runs take longer than those that have ended tell: they count as so long
+        that nobody claims ahead until enough short ones have ended again.
+        """
         with self._lock:
             latest = time.monotonic() - older_than_seconds
             self._recall_if_submitted_by(latest)
             tokens = [token for token, run in self._waiting.items() if run.submitted <= latest]
             taken = [self._waiting.pop(token).task for token in tokens]
+            if taken:
+                longer = older_than_seconds * self.size
+                self._average_seconds = max(self._average_seconds, longer)
             self._wake()
             return taken
 

@@ -224,6 +224,26 @@ def test_withdrawing(make: MakePool, recorder: Recorder, tmp_path: Path) -> None
     assert list(recorder.outcomes) == [running.token]
 
 
+def test_what_could_not_start_says_that_runs_are_long(
+    make: MakePool, recorder: Recorder, tmp_path: Path
+) -> None:
+    """Short ones have ended; a long one takes the slot, and nobody is to claim ahead for it."""
+    pool = make(1)
+    for task in (short := [make_task("t.echo") for _ in range(60)]):
+        pool.submit(task)
+    recorder.wait(lambda: len(recorder.outcomes) == len(short))
+    pool.submit(running := make_task("t.wait", waiter(tmp_path)))
+    recorder.wait_started(running)
+    before = pool.average_run_seconds
+    assert pool.withdraw(before) == []
+    assert pool.average_run_seconds == before
+    pool.submit(make_task("t.echo"))
+    until(lambda: pool.withdraw(2 * before), 10, "a task has waited for too long")
+    assert pool.average_run_seconds >= 2 * before
+    (tmp_path / "release").touch()
+    assert isinstance(recorder.wait_outcome(running), Succeeded)
+
+
 def test_stopping_waits_for_what_runs(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
     pool = make(1)
     running, waiting = make_task("t.wait", waiter(tmp_path)), make_task("t.echo")
