@@ -26,6 +26,8 @@ STOP_SECONDS_MAX = 20.0
 # Below every system's range of ephemeral ports: while a node is down, a client that keeps
 # connecting must not be given the node's own port, or it would connect to itself and hold it.
 _PORTS = range(15000, 25000)
+# What this process has given out; the sockets keep the ports of the same numbers, for UDP.
+_given: list[socket.socket] = []
 
 # Outlives the process that made the node, however that ends: when its stdin closes, it kills the
 # process groups of the last line that it read, and removes the directory.
@@ -41,12 +43,17 @@ class NodeError(Exception):
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens now."""
+    """A TCP port of 127.0.0.1 on which nothing listens now; it is given to nobody else while this
+    process lives, not by others that ask here either: a node takes seconds to begin to listen."""
     while True:
-        port = random.choice(_PORTS)
+        address = "127.0.0.1", random.choice(_PORTS)
+        sign = socket.socket(type=socket.SOCK_DGRAM)
         with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+            sign.bind(address)
+            probe.bind(address)
+            _given.append(sign)
+            return address[1]
+        sign.close()
 
 
 def wait_for(probe: Callable[[], None], until: Callable[[], bool] = lambda: False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,8 @@ import psutil
 import psycopg2
 import pytest
 
-from tests.services import PostgresNode, machine_bin, wheel_bin
+from tests.services import PostgresNode, free_port, machine_bin, wheel_bin
+from tests.services import node as nodes
 
 _RUN_UNTIL_KILLED = """
 import signal
@@ -40,6 +42,22 @@ def _query(url: str, statement: str) -> object:
             return row[0] if row else None
     finally:
         connection.close()
+
+
+def test_a_port_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nothing listens on it yet."""
+    given: list[socket.socket] = []
+    monkeypatch.setattr(nodes, "_given", given)
+
+    def take_three() -> list[int]:
+        ports = [free_port() for _ in range(3)]
+        while given:
+            given.pop().close()
+        return sorted(ports)
+
+    ports = take_three()
+    monkeypatch.setattr(nodes, "_PORTS", ports)
+    assert take_three() == ports
 
 
 def test_addresses_serve(database_url: str, postgres18_url: str, broker_url: str) -> None:
