@@ -19,10 +19,13 @@ from jobsvc.core.model import RETENTION_SECONDS, Change, Dispatch, Effects, JobE
 from jobsvc.core.states import EventType, JobState
 from jobsvc.store.database import NUMBER, Transaction, insert_many, update_many
 from jobsvc.store.rows import JOB_COLUMNS, error_to_json, event_detail
-from jobsvc.store.tables import job_events, jobs, outbox
+from jobsvc.store.tables import job_events, jobs, outbox, queues
 
 # Whoever writes an outbox row publishes it at once; the relay takes over what is older.
 PUBLISH_GRACE = timedelta(seconds=2)
+
+# What jobs.held_for can say.
+TYPE, QUEUE, KEY, OFFERED = "TYPE", "QUEUE", "KEY", "OFFERED"
 
 LOCK_COLUMNS = (
     *JOB_COLUMNS,
@@ -98,6 +101,7 @@ class Batch:
         self._events: list[dict[str, Any]] = []
         self._outbox: list[dict[str, Any]] = []
         self._steps: Counter[Step] = Counter()
+        self._entering: list[LockedJob] = []  # became QUEUED
 
     def __contains__(self, job_id: str) -> bool:
         """Whether it is changed."""
@@ -144,6 +148,7 @@ class Batch:
         if enters_queue:
             self.set(job, dispatch_count=0, queued_time=self.tx.now, held_for=None)
             self.dispatch(job)
+            self._entering.append(job)
         elif event is EventType.FAILED:
             self._owe(job, "dead", error.type if error else "", PUBLISH_GRACE)
 
@@ -183,11 +188,19 @@ class Batch:
         self.set(job, held=False, dispatch_time=self.tx.now)
         self._owe(job, "job", "", grace)
 
-    def dispatch_new(self, job: Any) -> None:
+    def dispatch_new(self, job: LockedJob) -> None:
         """The same for a job that was inserted with its dispatch_time."""
         self._owe(job, "job", "", PUBLISH_GRACE)
+        self._entering.append(job)
+
+    def hold(self, job: LockedJob, reason: str) -> None:
+        """A QUEUED job waits with no message until it is released."""
+        if not job.held or job.held_for != reason:
+            self.set(job, held=True, held_for=reason)
 
     def write(self) -> Effects:
+        if self.tx.limited and self._entering:
+            self._hold_paused()
         groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
         for job in self._jobs.values():
             guard = {"was_state": job.was_state, "was_last_sequence": job.was_last_sequence}
@@ -203,6 +216,27 @@ class Batch:
             self._write_outbox(),
             self._steps,
         )
+
+    def _hold_paused(self) -> None:
+        """What comes into a paused queue has no use for a message: a worker would only hold it.
+
+        The lock is for whoever resumes the queue meanwhile: it waits, and finds these held.
+        """
+        paused = self.tx.execute(
+            sa.select(queues.c.name)
+            .where(queues.c.name.in_(sorted({job.queue for job in self._entering})))
+            .where(queues.c.paused)
+            .order_by(queues.c.name)
+            .with_for_update(read=True)
+        )
+        names = frozenset(paused.scalars())
+        held = [
+            job for job in self._entering if job.queue in names and job.state == JobState.QUEUED
+        ]
+        for job in held:
+            self.hold(job, QUEUE)
+        ids = {job.id for job in held}
+        self._outbox = [o for o in self._outbox if o["kind"] != "job" or o["job_id"] not in ids]
 
     def _owe(self, job: Any, kind: str, error_type: str, grace: timedelta) -> None:
         self._outbox.append(

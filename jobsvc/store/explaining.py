@@ -11,8 +11,9 @@ from jobsvc.core.operations import Explanation, WaitReason
 from jobsvc.core.states import JobState
 from jobsvc.errors import JobUnknown
 from jobsvc.store import registry
+from jobsvc.store.batch import KEY, TYPE
 from jobsvc.store.database import clock
-from jobsvc.store.limits import KEY, TYPE, count_running, count_running_keys, load_rates
+from jobsvc.store.limits import count_running, count_running_keys, load_rates
 from jobsvc.store.tables import jobs, queues, workers
 
 # How many jobs of the queue are looked at to count those that go first.

@@ -21,13 +21,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from jobsvc.core.states import JobState
-from jobsvc.store.batch import LockedJob
+from jobsvc.store.batch import KEY, OFFERED, QUEUE, LockedJob
 from jobsvc.store.database import Transaction, add_up, lock_names
 from jobsvc.store.registry import RUNNING
 from jobsvc.store.tables import EPOCH, MICROSECOND, jobs, queue_starts, queues
-
-# What jobs.held_for can say.
-TYPE, QUEUE, KEY, OFFERED = "TYPE", "QUEUE", "KEY", "OFFERED"
 
 # For how long a place is kept for a job that was offered it. Its message arrives within
 # milliseconds, unless it is lost, or is with a worker that is busy: others may have the place then.

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 
 from jobsvc.core.model import Effects
 from jobsvc.store import registry
-from jobsvc.store.batch import Batch, LockedJob, lock_next
+from jobsvc.store.batch import OFFERED, Batch, LockedJob, lock_next
 from jobsvc.store.database import BY_INDEX, Transaction
-from jobsvc.store.limits import OFFERED, Room, count_running_keys, rank
+from jobsvc.store.limits import Room, count_running_keys, rank
 from jobsvc.store.tables import job_types, jobs, queues
 
 # How many more jobs are looked at than there are places, since some wait for a key as well.
@@ -38,12 +38,6 @@ FOR_TYPE = sa.and_(
     jobs.c.held,
     sa.or_(jobs.c.held_for.is_(None), jobs.c.held_for == sa.literal_column("'TYPE'")),
 )
-
-
-def hold(batch: Batch, job: LockedJob, reason: str) -> None:
-    """It waits with no message until it is released."""
-    if not job.held or job.held_for != reason:
-        batch.set(job, held=True, held_for=reason)
 
 
 def make_room(batch: Batch, ended: Collection[LockedJob]) -> None:
@@ -83,7 +77,7 @@ def release(
         if job.id in batch:
             continue
         if (refused := room.take(job)) is not None:
-            hold(batch, job, refused)
+            batch.hold(job, refused)
             continue
         # What no limit applies to any more takes nobody's place.
         kept = job.queue in room.limited or job.concurrency_key is not None

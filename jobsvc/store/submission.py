@@ -228,6 +228,8 @@ _UNSET: dict[str, Any] = {
     "error": None,
     "worker_id": None,
     "cancel_reason": None,
+    "held": False,
+    "held_for": None,
 }
 
 

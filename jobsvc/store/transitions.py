@@ -46,10 +46,10 @@ from jobsvc.core.states import (
 )
 from jobsvc.errors import JobStateForbids, JobUnknown, UniqueConflict
 from jobsvc.store import registry
-from jobsvc.store.batch import Batch, LockedJob, lock, lock_next
+from jobsvc.store.batch import OFFERED, TYPE, Batch, LockedJob, lock, lock_next
 from jobsvc.store.database import Transaction, clock, insert_many
-from jobsvc.store.limits import OFFERED, TYPE, Room, rank
-from jobsvc.store.releasing import hold, make_room, release
+from jobsvc.store.limits import Room, rank
+from jobsvc.store.releasing import make_room, release
 from jobsvc.store.rows import job_from_row, policy_from_row, progress_to_json
 from jobsvc.store.tables import idempotency_keys, job_events, job_labels, jobs
 from jobsvc.store.uniqueness import key_of, lock_holders
@@ -140,7 +140,7 @@ def _pick(batch: Batch, queued: list[LockedJob], types: frozenset[str]) -> set[s
         elif job.job_type not in types:
             others.append(job)
         elif room is not None and (refused := room.take(job)) is not None:
-            hold(batch, job, refused)
+            batch.hold(job, refused)
         else:
             starting.add(job.id)
     _pass_on(batch, others)
@@ -181,7 +181,7 @@ def _pass_on(batch: Batch, others: list[LockedJob]) -> None:
         if (job.queue, job.job_type) in live:
             batch.dispatch(job, OTHER_TYPE_DELAY)
         else:
-            hold(batch, job, TYPE)
+            batch.hold(job, TYPE)
 
 
 def finish(

@@ -13,18 +13,27 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from jobsvc.core.model import Claimed, Concurrency, Interrupted, JobTypeInfo
+from jobsvc.core.model import (
+    Claimed,
+    Concurrency,
+    Interrupted,
+    JobTypeInfo,
+    OnConflict,
+    Unique,
+)
 from jobsvc.core.states import JobState
-from jobsvc.store import queues, releasing, transitions
+from jobsvc.store import queues, releasing, submission, transitions
 from jobsvc.store.database import Transaction
 from jobsvc.store.limits import OFFER, PAST, counts_until
 from jobsvc.store.tables import jobs, outbox, queue_starts, service
 from tests.store.house import (
     DONE,
+    FATAL,
     LEASE_SECONDS,
     RETRYABLE,
     WAIT_SECONDS_MAX,
     House,
+    new_job,
     new_token,
     together,
     wait_until_blocked,
@@ -79,6 +88,44 @@ def test_a_paused_queue_starts_nothing_until_it_is_resumed(house: House) -> None
     house.resume()
     assert offered(house) == ids
     assert len(house.claim_all(ids)) == 3
+
+
+def test_what_comes_into_a_paused_queue_is_held_at_once(house: House) -> None:
+    """Its message would only make a worker hold it, if not after the queue is resumed, and then
+    in any order."""
+    failed = house.start()
+    assert house.finish(failed, FATAL)
+    retrying, running = house.start(), house.start()
+    assert house.finish(retrying, RETRYABLE)
+    scheduled = house.submit(delay=1.0)
+    house.pause()
+    house.deliver()
+    submitted = house.submit()
+    house.wait(3600)
+    house.promote()
+    assert house.finish(running, Interrupted())
+    house.retry(failed.job_id)
+    ids = [failed.job_id, retrying.job_id, running.job_id, scheduled, submitted]
+    assert held(house, *ids) == ["QUEUE"] * 5
+    assert [house.row(job_id).state for job_id in ids] == [JobState.QUEUED] * 5
+    assert take_owed(house) == []
+    assert house.submit(queue="elsewhere") in take_owed(house)
+    house.resume()
+    assert sorted(take_owed(house)) == sorted(ids)
+
+
+def test_what_ends_as_it_comes_in_is_not_held(house: House) -> None:
+    """Of two with a unique key that are retried at once the second replaces the first."""
+    unique = Unique("k", on_conflict=OnConflict.REPLACE)
+    first, second = sorted(house.submit(unique=unique) for _ in range(2))
+    house.cancel(first), house.cancel(second)
+    house.pause()
+    house.retry_many(first, second)
+    states = [house.row(job_id).state for job_id in (first, second)]
+    assert (states, held(house, first, second)) == (
+        [JobState.CANCELLED, JobState.QUEUED],
+        [None, "QUEUE"],
+    )
 
 
 def test_others_go_on_beside_a_paused_queue(house: House) -> None:
@@ -600,6 +647,36 @@ def test_each_waits_for_the_other_and_sees_what_it_did(
         assert [d.job_id for d in finished[1].dispatches] == [job_id]
     else:
         assert [c.job_id for c in claimed.claimed] == [job_id]
+
+
+@pytest.mark.parametrize("slow", ["submit", "resume"])
+def test_a_queue_that_is_resumed_leaves_nothing_held(pg_house: House, slow: str) -> None:
+    """Whichever has the lock of the queue first stands still until the other waits for it."""
+    house = pg_house
+    house.pause()
+    has_lock = threading.Event()
+    verbs: dict[str, Callable[[Transaction], Any]] = {
+        "submit": lambda tx: submission.submit(tx, [new_job()], {}),
+        "resume": lambda tx: queues.set_paused(tx, "default", False),
+    }
+
+    def first(tx: Transaction) -> Any:
+        def pause(_c: object, _cursor: object, statement: str, *_: object) -> None:
+            if "FROM queues" in statement and not has_lock.is_set():
+                has_lock.set()
+                wait_until_blocked(house)
+
+        sa.event.listen(tx.connection, "after_cursor_execute", pause)
+        return verbs[slow](tx)
+
+    def second() -> Any:
+        assert has_lock.wait(WAIT_SECONDS_MAX)
+        (other,) = verbs.keys() - {slow}
+        return house.write(verbs[other])
+
+    together(lambda: house.write(first), second)
+    (job_id,) = take_owed(house)
+    assert held(house, job_id) == [None]
 
 
 @pytest.mark.parametrize("fields", LIMITS)
