@@ -14,7 +14,7 @@ import typer
 
 from jobsvc import settings as configuration
 from jobsvc.cli import inputs
-from jobsvc.cli.output import Format
+from jobsvc.cli.output import Format, end_on_interrupt
 from jobsvc.client import Client, FilterOptions
 from jobsvc.core.states import JobState
 from jobsvc.settings import ClientSettings
@@ -101,6 +101,7 @@ class Connection:
         )
 
     def _client(self, settings: ClientSettings, token: str, timeout: float) -> Client:
+        end_on_interrupt()
         return checked(
             lambda: Client(
                 settings.address,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 
 EXIT_CODES = {"SUCCEEDED": 0, "FAILED": 1, "CANCELLED": 3}
 AGAIN_SECONDS = 2.0
-_BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
+# What a shell reports for a program that SIGPIPE, or SIGINT, ended.
+_BROKEN_PIPE = 141
+_INTERRUPTED = 130
+_CLEAR_LINE_SHOW_CURSOR = b"\r\x1b[2K\x1b[?25h"
 
 
 class Format(StrEnum):
@@ -56,6 +60,21 @@ def line(text: str) -> None:
         # The interpreter flushes once more on its way out, and is not to complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(_BROKEN_PIPE) from None
+
+
+def end_on_interrupt() -> None:
+    """From now on an interrupt ends the process where it stands, quietly.
+
+    A KeyboardInterrupt may arise anywhere, also in gRPC and `threading` between the taking of a
+    lock and the noting of it. What cleans up then waits for that lock, or fails.
+    """
+    signal.signal(signal.SIGINT, _end)
+
+
+def _end(_number: int, _frame: object) -> None:
+    if sys.stdout.isatty():  # there may be a bar
+        os.write(sys.stdout.fileno(), _CLEAR_LINE_SHOW_CURSOR)
+    os._exit(_INTERRUPTED)
 
 
 def note(text: str) -> None:

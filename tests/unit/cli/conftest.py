@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -114,8 +115,9 @@ Run = Callable[..., Ended]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Runs `jobsvc` with the given words, in this process; stdout is no terminal."""
+    interrupted = signal.getsignal(signal.SIGINT)
 
     def run(*words: str, **environ: str) -> Ended:
         monkeypatch.setattr("sys.argv", ["jobsvc", *words])
@@ -128,7 +130,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
         assert code is None or isinstance(code, int)
         return Ended(code or 0, out, err)
 
-    return run
+    yield run
+    signal.signal(signal.SIGINT, interrupted)
 
 
 @pytest.fixture

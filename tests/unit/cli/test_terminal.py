@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -25,8 +27,10 @@ def environ(script: Script) -> dict[str, str]:
     return {**os.environ, "JOBSVC_ADDRESS": script.address, "TERM": "xterm", "COLUMNS": "120"}
 
 
-def on_terminal(words: list[str], environ: dict[str, str]) -> tuple[int, str]:
-    """Exit code and what a terminal was sent."""
+def on_terminal(
+    words: list[str], environ: dict[str, str], interrupt_at: str = ""
+) -> tuple[int, str]:
+    """Exit code and what a terminal was sent. Interrupted once it has been sent `interrupt_at`."""
     master, slave = pty.openpty()
     process = subprocess.Popen([*JOBSVC, *words], stdout=slave, stderr=slave, env=environ)
     os.close(slave)
@@ -36,6 +40,9 @@ def on_terminal(words: list[str], environ: dict[str, str]) -> tuple[int, str]:
             shown += os.read(master, 65536)
         except OSError:  # how Linux says that nobody has the other end open any more
             break
+        if interrupt_at and interrupt_at.encode() in shown:
+            process.send_signal(signal.SIGINT)
+            interrupt_at = ""
     os.close(master)
     return process.wait(20), shown.decode()
 
@@ -80,6 +87,22 @@ def test_a_payload_comes_from_a_pipe(script: Script, environ: dict[str, str]) ->
     assert dict(script.requests[0].payload) == {"a": "ü"}
 
 
+@contextmanager
+def watching(
+    environ: dict[str, str], program: str = JOBSVC[-1]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """It has printed its first event."""
+    words = [*JOBSVC[:-1], program, "watch", JOB_ID]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdout=pipe, stderr=pipe, env=environ) as process:
+        try:
+            assert process.stdout is not None
+            assert b'"sequence": "1"' in process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
 def test_an_interrupt_ends_a_watch_quietly(script: Script, environ: dict[str, str]) -> None:
     over = threading.Event()
 
@@ -88,20 +111,64 @@ def test_an_interrupt_ends_a_watch_quietly(script: Script, environ: dict[str, st
         over.wait(20)
 
     script.answers["WatchJob"] = endless()
-    process = subprocess.Popen(
-        [*JOBSVC, "watch", JOB_ID], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ
-    )
-    assert process.stdout is not None
     try:
-        assert b'"sequence": "1"' in process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        with watching(environ) as process:
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
     finally:
-        process.kill()
         over.set()
     assert process.returncode == 130
-    assert out.count(b"\n") <= 1
+    assert all(json.loads(line)["job_id"] == JOB_ID for line in out.splitlines())
     assert err == b""
+
+
+# As if what the interrupt comes upon could not be interrupted.
+DEAF = """
+import time
+from jobsvc.client import Client
+
+watch = Client.watch
+
+def deaf(*arguments):
+    yield next(watch(*arguments))
+    try:
+        print("deaf", flush=True)
+        time.sleep(30)
+    except BaseException:
+        time.sleep(30)
+
+Client.watch = deaf
+"""
+
+
+def test_an_interrupt_waits_for_nothing(script: Script, environ: dict[str, str]) -> None:
+    script.answers["WatchJob"] = stream()
+    with watching(environ, DEAF + JOBSVC[-1]) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"deaf\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20) == (b"", b"")
+    assert process.returncode == 130
+
+
+def test_an_interrupt_leaves_the_terminal_as_it_was(
+    script: Script, environ: dict[str, str]
+) -> None:
+    """A bar hides the cursor."""
+    over = threading.Event()
+
+    def endless() -> Iterator[Any]:
+        yield from stream()[:3]
+        over.wait(20)
+
+    script.answers["WatchJob"] = endless()
+    try:
+        code, shown = on_terminal(["watch", JOB_ID], environ, interrupt_at="━")
+    finally:
+        over.set()
+    assert code == 130
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+    assert shown.endswith("\r\x1b[2K\x1b[?25h")
 
 
 def test_a_reader_that_went_away_ends_a_watch_quietly(
@@ -116,17 +183,10 @@ def test_a_reader_that_went_away_ends_a_watch_quietly(
         yield from messages[2:]
 
     script.answers["WatchJob"] = rest()
-    process = subprocess.Popen(
-        [*JOBSVC, "watch", JOB_ID], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
-        process.stdout.readline()
+    with watching(environ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
         process.stdout.close()
         gone.set()
         assert process.wait(20) == 141
         assert process.stderr.read() == b""
-    finally:
-        process.kill()
-        process.stderr.close()
