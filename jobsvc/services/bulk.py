@@ -64,12 +64,13 @@ class Bulk:
         return await self._change("cancel", search, extent, verb, actor)
 
     async def retry(self, wanted: JobFilter, extent: Extent, actor: str) -> Counts:
-        """Those that are FAILED or CANCELLED. One whose unique key is held is matched and stays."""
+        """Those that are FAILED or CANCELLED, but for those whose unique key another job holds. Of
+        several with the same key that are found together one is retried."""
 
         def verb(tx: Transaction, ids: Collection[str], still: Wanted) -> tuple[Answers, Effects]:
             return transitions.retry_many(tx, ids, actor, still)
 
-        search = Search(_within(wanted, frozenset(RETRYABLE_STATES)))
+        search = Search(_within(wanted, frozenset(RETRYABLE_STATES)), free=True)
         return await self._change("retry", search, extent, verb, actor)
 
     async def delete(self, wanted: JobFilter, extent: Extent, actor: str) -> Counts:

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from jobsvc.core.model import Job, JobFilter
 from jobsvc.store.rows import JOB_COLUMNS, JOB_COLUMNS_WITH_PAYLOAD, job_from_row
 from jobsvc.store.tables import EPOCH, Json, idempotency_keys, job_labels, jobs
+from jobsvc.store.uniqueness import IS_FREE
 
 # Entries of an index: that one walk reads, that one statement reads, by which ways are compared.
 LOOK = 10_000
@@ -39,11 +40,13 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """`failed`: they have an error. `uncancelled`: their cancel was not requested."""
+    """`failed`: they have an error. `uncancelled`: their cancel was not requested. `free`: no other
+    job's unique key keeps them from being retried."""
 
     filter: JobFilter
     failed: bool = False
     uncancelled: bool = False
+    free: bool = False
 
 
 # The up to `count` ids between two others, newest first: (above, below, count).
@@ -282,11 +285,14 @@ def _conditions(search: Search) -> dict[str, sa.ColumnElement[bool]]:
         conditions["failed"] = jobs.c.error_time.is_not(None)
     if search.uncancelled:
         conditions["uncancelled"] = jobs.c.cancel_reason.is_(None)
+    if search.free:
+        conditions["free"] = IS_FREE
     return conditions
 
 
 def matches(search: Search, job: Any) -> bool:
-    """Whether a job that is locked (a LockedJob) still is what was searched for."""
+    """Whether a job that is locked (a LockedJob) still is what was searched for, but for `free`,
+    which is for whoever retries it to say."""
     wanted = search.filter
     error_type = job.error and job.error["type"]
     return (

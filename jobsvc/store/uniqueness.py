@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from jobsvc.core.model import UniqueScope
+from jobsvc.core.model import OnConflict, UniqueScope
 from jobsvc.core.states import WAITING_STATES, JobState
 from jobsvc.store.batch import LockedJob, lock
 from jobsvc.store.database import Transaction, lock_names
@@ -22,10 +22,29 @@ from jobsvc.store.tables import jobs
 
 Key = tuple[str, str]  # job type, unique key
 
-# As the index has it, so that it is used.
-_ACTIVE = jobs.c.state.in_(
-    [sa.literal_column(f"'{state}'") for state in (*WAITING_STATES, JobState.RUNNING)]
-)
+
+def _active(table: sa.FromClause) -> sa.ColumnElement[bool]:
+    """As the index has it, so that it is used."""
+    states = *WAITING_STATES, JobState.RUNNING
+    return table.c.state.in_([sa.literal_column(f"'{state}'") for state in states])
+
+
+def _is_free() -> sa.ColumnElement[bool]:
+    holder = jobs.alias("holder")
+    runs_beside = sa.and_(
+        holder.c.state == JobState.RUNNING, holder.c.unique_scope != UniqueScope.ACTIVE
+    )
+    same = holder.c.job_type == jobs.c.job_type, holder.c.unique_key == jobs.c.unique_key
+    # Not EXISTS: for that the planner may read all that hold any key.
+    first = sa.select(holder.c.id).where(*same, _active(holder), sa.not_(runs_beside)).limit(1)
+    replaces = jobs.c.unique_on_conflict == OnConflict.REPLACE
+    free = first.correlate(jobs).scalar_subquery().is_(None)
+    return sa.or_(jobs.c.unique_key.is_(None), replaces, free)
+
+
+# Of a job that has ended: nobody's unique key keeps it from being retried. A hint, for nothing is
+# locked.
+IS_FREE = _is_free()
 
 
 class Holders:
@@ -82,7 +101,7 @@ def active(connection: sa.Connection, keys: Collection[Key]) -> Sequence[sa.Row[
     for job_type, key in keys:
         by_type[job_type].append(key)
     wanted = (
-        sa.and_(jobs.c.job_type == job_type, jobs.c.unique_key.in_(each), _ACTIVE)
+        sa.and_(jobs.c.job_type == job_type, jobs.c.unique_key.in_(each), _active(jobs))
         for job_type, each in by_type.items()
     )
     return connection.execute(sa.select(*JOB_COLUMNS).where(sa.or_(*wanted))).all()

@@ -91,12 +91,16 @@ async def test_failed_and_cancelled_ones_are_retried(world: World) -> None:
     assert states(world) == before - Counter(["FAILED", "CANCELLED"]) + Counter(["QUEUED"] * 2)
 
 
-async def test_one_whose_unique_key_is_held_is_matched_and_stays(world: World) -> None:
-    (first,) = await submit(world, 1, unique=Unique("k"))
-    await world.finish(await world.start(first), FATAL)
-    await submit(world, 1, unique=Unique("k"))
-    answer = await admin(world).RetryJobs(pb.RetryJobsRequest(filter=EVERY))
-    assert counts(answer) == (1, 0, False)
+async def test_one_whose_unique_key_is_held_is_left_out(world: World) -> None:
+    """Else whoever repeats it while there are more would never come to an end."""
+    for _ in range(3):
+        (job_id,) = await submit(world, 1, unique=Unique("k"))
+        await world.finish(await world.start(job_id), FATAL)
+    every = pb.RetryJobsRequest(filter=EVERY)
+    assert counts(await admin(world).RetryJobs(every)) == (3, 1, False)
+    dry = pb.RetryJobsRequest(filter=EVERY, dry_run=True)
+    assert counts(await admin(world).RetryJobs(dry)) == (0, 0, False)
+    assert counts(await admin(world).RetryJobs(every)) == (0, 0, False)
 
 
 async def test_ended_ones_are_deleted_with_all_that_is_theirs(world: World) -> None:

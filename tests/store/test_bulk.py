@@ -11,14 +11,14 @@ import pytest
 import sqlalchemy as sa
 
 from jobsvc.broker.topology import Broker
-from jobsvc.core.model import JobFilter
+from jobsvc.core.model import JobFilter, OnConflict, Unique, UniqueScope
 from jobsvc.outbox import Outbox
 from jobsvc.services import bulk
 from jobsvc.services.bulk import Bulk, Counts, Extent
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.store import transitions
 from jobsvc.store.tables import jobs
-from tests.store.house import WAIT_SECONDS_MAX, House, new_job
+from tests.store.house import DONE, FATAL, WAIT_SECONDS_MAX, House, new_job
 
 EVERY = JobFilter(queue="default")
 MANY = Extent(100)
@@ -52,6 +52,37 @@ def test_many_are_cancelled_retried_and_deleted(house: House) -> None:
     assert states(house) == ["CANCELLED"] * 2 + ["QUEUED"] * 5
     assert change(house, lambda b: b.delete(EVERY, MANY, "alice")) == Counts(2, 2)
     assert states(house) == ["QUEUED"] * 5
+
+
+@pytest.mark.parametrize(
+    ("holder", "scope", "how", "count"),
+    [
+        ("", UniqueScope.ACTIVE, OnConflict.REJECT, 1),
+        ("waits", UniqueScope.ACTIVE, OnConflict.REJECT, 0),
+        ("waits", UniqueScope.WAITING, OnConflict.RETURN_EXISTING, 0),
+        ("waits", UniqueScope.ACTIVE, OnConflict.REPLACE, 1),
+        ("runs", UniqueScope.ACTIVE, OnConflict.REJECT, 0),
+        ("runs", UniqueScope.WAITING, OnConflict.REJECT, 1),
+        ("ended", UniqueScope.ACTIVE, OnConflict.REJECT, 1),
+        ("is of another type", UniqueScope.ACTIVE, OnConflict.REJECT, 1),
+    ],
+)
+def test_those_are_found_that_can_be_retried(
+    house: House, holder: str, scope: UniqueScope, how: OnConflict, count: int
+) -> None:
+    """`scope` is the holder's."""
+    failed = house.submit(unique=Unique("k", on_conflict=how))
+    house.finish(house.claim(failed), FATAL)
+    if holder:
+        job_type = "other" if holder == "is of another type" else "demo"
+        held = house.submit(job_type, unique=Unique("k", scope), queue="elsewhere")
+        if holder in ("runs", "ended"):
+            running = house.claim(held)
+            if holder == "ended":
+                house.finish(running, DONE)
+    dry = Extent(10, dry_run=True)
+    assert change(house, lambda b: b.retry(EVERY, dry, "alice")) == Counts(count, 0)
+    assert change(house, lambda b: b.retry(EVERY, MANY, "alice")) == Counts(count, count)
 
 
 def test_a_claim_goes_on_beside_a_bulk_change(

@@ -38,6 +38,10 @@ UPDATES = (
     "UPDATE jobs SET state = 'FAILED', error_type = 'ValueError', error_time = now() WHERE "
     + SOME.format(2, "50"),
     "UPDATE jobs SET state = 'QUEUED', finish_time = NULL WHERE " + SOME.format(2, "51"),
+    (
+        "UPDATE jobs SET unique_key = idempotency_key, unique_scope = 'ACTIVE', "
+        "unique_on_conflict = 'REJECT'"
+    ),
     f"UPDATE jobs SET job_type = 'rare' WHERE {SOME.format(3, '500')}",
     f"UPDATE jobs SET queue = 'slow' WHERE {SOME.format(3, '700')}",
     "INSERT INTO job_labels SELECT 'env', 'prod', id FROM jobs",
@@ -77,6 +81,7 @@ SEARCHES = {
         Search(JobFilter(error_types=frozenset({"ValueError", "TIMEOUT"}))),
     ),
     "any error": ("ix_jobs_list_error", Search(JobFilter(), failed=True)),
+    "what can be retried": ("ix_jobs_unique", Search(JobFilter(), free=True)),
     "a label": ("pk_job_labels", Search(JobFilter(labels={"shop": "123"}))),
     "labels": ("pk_job_labels", Search(JobFilter(labels={"shop": "123", "env": "prod"}))),
     "a key": ("pk_idempotency_keys", Search(JobFilter(idempotency_key="k77"))),

@@ -138,8 +138,8 @@ class AdminServiceServicer:
 
     def RetryJobs(self, request, context):
         """Retries every job that the filter matches and that can be retried, each as
-        RetryJob does. One whose unique key is held by another job is matched and not
-        changed. Otherwise as CancelJobs.
+        RetryJob does. One whose unique key another job holds is left out; of several with
+        the same key all but one may be matched and not changed. Otherwise as CancelJobs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -59,8 +59,8 @@ class AdminServiceStub:
     """
     RetryJobs: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RetryJobsRequest, _admin_service_pb2.RetryJobsResponse]
     """Retries every job that the filter matches and that can be retried, each as
-    RetryJob does. One whose unique key is held by another job is matched and not
-    changed. Otherwise as CancelJobs.
+    RetryJob does. One whose unique key another job holds is left out; of several with
+    the same key all but one may be matched and not changed. Otherwise as CancelJobs.
     """
     DeleteJobs: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteJobsRequest, _admin_service_pb2.DeleteJobsResponse]
     """Deletes every job that the filter matches and that has ended, each as DeleteJob
@@ -104,8 +104,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """
     RetryJobs: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RetryJobsRequest, _admin_service_pb2.RetryJobsResponse]  # type: ignore[assignment]
     """Retries every job that the filter matches and that can be retried, each as
-    RetryJob does. One whose unique key is held by another job is matched and not
-    changed. Otherwise as CancelJobs.
+    RetryJob does. One whose unique key another job holds is left out; of several with
+    the same key all but one may be matched and not changed. Otherwise as CancelJobs.
     """
     DeleteJobs: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteJobsRequest, _admin_service_pb2.DeleteJobsResponse]  # type: ignore[assignment]
     """Deletes every job that the filter matches and that has ended, each as DeleteJob
@@ -188,8 +188,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RetryJobsResponse, _abc.Awaitable[_admin_service_pb2.RetryJobsResponse]]:
         """Retries every job that the filter matches and that can be retried, each as
-        RetryJob does. One whose unique key is held by another job is matched and not
-        changed. Otherwise as CancelJobs.
+        RetryJob does. One whose unique key another job holds is left out; of several with
+        the same key all but one may be matched and not changed. Otherwise as CancelJobs.
         """
 
     @_abc_1.abstractmethod
