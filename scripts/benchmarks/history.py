@@ -11,6 +11,8 @@ from typing import Any
 
 import psycopg2
 
+from jobsvc.store.waiting import waiting_long
+
 CHUNK = 500_000
 
 # One in a hundred has failed; a thousand job types, a hundred queues, one label in a thousand.
@@ -51,12 +53,13 @@ def fill(url: str, total: int, tell: Callable[[str], None]) -> None:
     try:
         connection.autocommit = True
         cursor = connection.cursor()
-        cursor.execute("SET synchronous_commit = off; SET maintenance_work_mem = '512MB'")
-        for first in range(1, total + 1, CHUNK):
-            last = min(first + CHUNK - 1, total)
-            cursor.execute(_JOBS.format(first=first, last=last, total=total))
-            tell(f"{last:,} of {total:,} finished jobs")
-        for statement in (_EVENTS, _LABELS, *_SETTLE):
-            cursor.execute(statement)
+        with waiting_long():
+            cursor.execute("SET synchronous_commit = off; SET maintenance_work_mem = '512MB'")
+            for first in range(1, total + 1, CHUNK):
+                last = min(first + CHUNK - 1, total)
+                cursor.execute(_JOBS.format(first=first, last=last, total=total))
+                tell(f"{last:,} of {total:,} finished jobs")
+            for statement in (_EVENTS, _LABELS, *_SETTLE):
+                cursor.execute(statement)
     finally:
         connection.close()

@@ -158,7 +158,7 @@ def fleet(side: Side, effort: Effort) -> Measured:
     loaded = clients.run()
     return Measured(
         {"fleet": loaded.count / loaded.seconds},
-        {"fleet, an event": _cost(side, before, loaded)},
+        {"fleet, an event and its submit": _cost(side, before, loaded)},
     )
 
 
