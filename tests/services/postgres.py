@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psycopg2
 
+from jobsvc.store.waiting import waiting_long
 from tests.services.node import Node, NodeError, remove
 
 DEBIAN_PACKAGE = "postgresql"
@@ -55,11 +56,13 @@ def fresh_database(server_url: str, template: str = "template1") -> Iterator[str
     """
     name = f"test_{uuid.uuid4().hex}"
     prefix, _, _ = server_url.rpartition("/")
-    _execute(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    with waiting_long():
+        _execute(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
     try:
         yield f"{prefix}/{name}"
     finally:
-        _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+        with waiting_long():
+            _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def probe(url: str) -> None:
