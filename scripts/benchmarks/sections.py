@@ -74,20 +74,25 @@ def submit(side: Side, effort: Effort) -> Measured:
 
 def drain(side: Side, effort: Effort) -> Measured:
     """A backlog, by a worker that is started when the broker has all of it."""
-    order = Order("submit", "", in_flight=CLIENTS, bulk=BULK, seconds=effort.fill_seconds)
-    clients = side.clients(order)
-    filled = clients.run()
-    clients.close()
+    total = _fill(side, effort)
     side.wait_published()
     side.start_worker()
     before = side.cpu()
-    total = filled.warmed_up + filled.count
     side.wait_ended(total)
     first, last = side.span()
     return Measured(
         {"drain": total / (last - first)},
         {"drain": _cost(side, before, None, total)},
     )
+
+
+def _fill(side: Side, effort: Effort) -> int:
+    """Submits in bulk; answers how many jobs."""
+    order = Order("submit", "", in_flight=CLIENTS, bulk=BULK, seconds=effort.fill_seconds)
+    clients = side.clients(order)
+    filled = clients.run()
+    clients.close()
+    return filled.warmed_up + filled.count
 
 
 def flow(side: Side, effort: Effort) -> Measured:
@@ -176,12 +181,12 @@ def scale(side: Side, effort: Effort) -> Measured:
     """Behind many finished jobs and in front of none: submit, run, list."""
     submitted = side.clients(Order("submit", "", in_flight=64, seconds=effort.seconds)).run()
     found = Measured({"scale_submit": submitted.count / submitted.seconds})
+    filled = _fill(side, effort)
     side.wait_published()
     side.start_worker()
-    total = submitted.warmed_up + submitted.count
-    side.wait_ended(total)
+    side.wait_ended(submitted.warmed_up + submitted.count + filled)
     first, last = side.span()
-    found.values["scale_drain"] = total / (last - first)
+    found.values["scale_drain"] = side.ended_count() / (last - first)
     for name, wanted in LISTS.items():
         order = Order("list", "", count=effort.samples, filter=wanted)
         listed = side.clients(order, 1).run()
