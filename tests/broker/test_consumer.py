@@ -5,6 +5,7 @@ import pickle
 import threading
 import time
 
+import amqp
 import pytest
 
 from jobsvc.broker.publisher import Publisher, job_message
@@ -265,3 +266,8 @@ def test_quorum_queues(broker_url: str, inbox: Inbox, start_consumer: StartConsu
     consumer = start_consumer(on=broker)
     inbox.wait_for(job_id)
     consumer.acknowledge(inbox.deliveries[0])
+    consumer.stop()
+    hands = Hands(broker)
+    assert hands.depth(QUEUE) == 0
+    with pytest.raises(amqp.PreconditionFailed, match=r"x-queue-type.*quorum"):
+        hands.declare(QUEUE, **Broker(broker_url).queue("default").queue_arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -585,6 +585,30 @@ def finish(house: House, claimed: Claimed) -> list[str]:
     return [dispatch.job_id for dispatch in effects.dispatches]
 
 
+def race(
+    house: House, verbs: Mapping[str, Callable[[Transaction], Any]], slow: str
+) -> dict[str, Any]:
+    """What each of two verbs answers. The one that is slow has the lock of a limit first, and
+    stands still there until the other waits for it."""
+    (other,) = verbs.keys() - {slow}
+    has_lock = threading.Event()
+
+    def first(tx: Transaction) -> Any:
+        def pause(_c: object, _cursor: object, statement: str, *_: object) -> None:
+            if "FROM queues" in statement or "advisory" in statement:
+                has_lock.set()
+                wait_until_blocked(house)
+
+        sa.event.listen(tx.connection, "after_cursor_execute", pause)
+        return verbs[slow](tx)
+
+    def second() -> Any:
+        assert has_lock.wait(WAIT_SECONDS_MAX)
+        return house.write(verbs[other])
+
+    return dict(zip((slow, other), together(lambda: house.write(first), second), strict=True))
+
+
 LIMITS: list[dict[str, Any]] = [{}, {"concurrency": KEY}]
 
 
@@ -618,30 +642,14 @@ def test_each_waits_for_the_other_and_sees_what_it_did(
     if not fields:
         house.limit(max_running=1)
     running, job_id = house.start(**fields), house.submit(**fields)
-    has_lock = threading.Event()
     verbs: dict[str, Callable[[Transaction], Any]] = {
         "claim": lambda tx: transitions.claim(
             tx, [job_id], frozenset({"demo"}), "w1", new_token(), LEASE_SECONDS
         ),
         "finish": lambda tx: transitions.finish(tx, {running.job_id: (running.token, DONE)}),
     }
-
-    def first(tx: Transaction) -> Any:
-        def pause(_c: object, _cursor: object, statement: str, *_: object) -> None:
-            if "queues" in statement or "advisory" in statement:
-                has_lock.set()
-                wait_until_blocked(house)
-
-        sa.event.listen(tx.connection, "after_cursor_execute", pause)
-        return verbs[slow](tx)
-
-    def second() -> Any:
-        assert has_lock.wait(WAIT_SECONDS_MAX)
-        (other,) = verbs.keys() - {slow}
-        return house.write(verbs[other])
-
-    one, other = together(lambda: house.write(first), second)
-    claimed, finished = (one, other) if slow == "claim" else (other, one)
+    answers = race(house, verbs, slow)
+    claimed, finished = answers["claim"], answers["finish"]
     if slow == "claim":  # it saw the run that was to end
         assert claimed.claimed == ()
         assert [d.job_id for d in finished[1].dispatches] == [job_id]
@@ -654,27 +662,11 @@ def test_a_queue_that_is_resumed_leaves_nothing_held(pg_house: House, slow: str)
     """Whichever has the lock of the queue first stands still until the other waits for it."""
     house = pg_house
     house.pause()
-    has_lock = threading.Event()
     verbs: dict[str, Callable[[Transaction], Any]] = {
         "submit": lambda tx: submission.submit(tx, [new_job()], {}),
         "resume": lambda tx: queues.set_paused(tx, "default", False),
     }
-
-    def first(tx: Transaction) -> Any:
-        def pause(_c: object, _cursor: object, statement: str, *_: object) -> None:
-            if "FROM queues" in statement and not has_lock.is_set():
-                has_lock.set()
-                wait_until_blocked(house)
-
-        sa.event.listen(tx.connection, "after_cursor_execute", pause)
-        return verbs[slow](tx)
-
-    def second() -> Any:
-        assert has_lock.wait(WAIT_SECONDS_MAX)
-        (other,) = verbs.keys() - {slow}
-        return house.write(verbs[other])
-
-    together(lambda: house.write(first), second)
+    race(house, verbs, slow)
     (job_id,) = take_owed(house)
     assert held(house, job_id) == [None]
 

@@ -103,20 +103,25 @@ def watching(
             process.kill()
 
 
-def test_an_interrupt_ends_a_watch_quietly(script: Script, environ: dict[str, str]) -> None:
+@pytest.fixture
+def endless(script: Script) -> Iterator[None]:
+    """The job that is watched runs on and on."""
     over = threading.Event()
 
-    def endless() -> Iterator[Any]:
+    def messages() -> Iterator[Any]:
         yield from stream()[:3]
         over.wait(20)
 
-    script.answers["WatchJob"] = endless()
-    try:
-        with watching(environ) as process:
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=20)
-    finally:
-        over.set()
+    script.answers["WatchJob"] = messages()
+    yield
+    over.set()
+
+
+@pytest.mark.usefixtures("endless")
+def test_an_interrupt_ends_a_watch_quietly(environ: dict[str, str]) -> None:
+    with watching(environ) as process:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert all(json.loads(line)["job_id"] == JOB_ID for line in out.splitlines())
     assert err == b""
@@ -151,21 +156,10 @@ def test_an_interrupt_waits_for_nothing(script: Script, environ: dict[str, str])
     assert process.returncode == 130
 
 
-def test_an_interrupt_leaves_the_terminal_as_it_was(
-    script: Script, environ: dict[str, str]
-) -> None:
+@pytest.mark.usefixtures("endless")
+def test_an_interrupt_leaves_the_terminal_as_it_was(environ: dict[str, str]) -> None:
     """A bar hides the cursor."""
-    over = threading.Event()
-
-    def endless() -> Iterator[Any]:
-        yield from stream()[:3]
-        over.wait(20)
-
-    script.answers["WatchJob"] = endless()
-    try:
-        code, shown = on_terminal(["watch", JOB_ID], environ, interrupt_at="━")
-    finally:
-        over.set()
+    code, shown = on_terminal(["watch", JOB_ID], environ, interrupt_at="━")
     assert code == 130
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
     assert shown.endswith("\r\x1b[2K\x1b[?25h")
