@@ -22,7 +22,7 @@ from jobsvc.broker.publisher import Publisher
 from jobsvc.broker.topology import Broker, BrokerUnavailable
 from jobsvc.core.model import Change, Dispatch, Effects
 from jobsvc.errors import DatabaseUnavailable
-from jobsvc.store import dispatching, registry
+from jobsvc.store import dispatching, queues
 from jobsvc.store.database import Database, Transaction
 
 BATCH = 200
@@ -240,8 +240,8 @@ class Outbox:
     def _generations(self, names: Iterable[str]) -> Mapping[str, int]:
         wanted = list(names)
         if wanted:
-            self._database.write(lambda tx: registry.add_queues(tx, wanted))
-        return self._database.read(registry.generations)
+            self._database.write(lambda tx: queues.add_queues(tx, wanted))
+        return self._database.read(queues.generations)
 
 
 def relay_once(database: Database, publisher: Publisher, limit: int) -> int:

@@ -40,9 +40,9 @@ from jobsvc.core.model import (
 )
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
-from jobsvc.store import dispatching, transitions
+from jobsvc.store import dispatching, verbs
 from jobsvc.store.database import Database, Transaction
-from jobsvc.store.transitions import LOG_BYTES_MAX, LOG_BYTES_MIN, OUTPUT_BYTES_MAX
+from jobsvc.store.verbs.running import LOG_BYTES_MAX, LOG_BYTES_MIN, OUTPUT_BYTES_MAX
 from worker import outcome as ran
 from worker.consumer import Consumer, Delivery
 from worker.lease import Leased
@@ -369,7 +369,7 @@ class Attempts:
         began = time.monotonic()
         try:
             result = self._persist(
-                lambda tx: transitions.claim(
+                lambda tx: verbs.claim(
                     tx, batch, self._types, self._worker_id, token, self._lease, priorities
                 ),
                 claiming=True,
@@ -517,7 +517,7 @@ class Attempts:
             known = {k: self._running[k] for k in reports if k in self._running}
         batch = {a.job_id: (a.token, reports[key]) for key, a in known.items()}
         try:
-            _, effects = self._persist(lambda tx: transitions.report(tx, batch))
+            _, effects = self._persist(lambda tx: verbs.report(tx, batch))
         except DatabaseUnavailable:  # and we stop: there is time for the endings alone
             with self._lock:
                 self._records.reports.clear()
@@ -549,7 +549,7 @@ class Attempts:
         if not batch:
             return frozenset()
         try:
-            accepted, effects = self._persist(lambda tx: transitions.finish(tx, batch))
+            accepted, effects = self._persist(lambda tx: verbs.finish(tx, batch))
         except DatabaseUnavailable:
             self._log.error("outcomes not recorded", job_ids=list(batch))
             return frozenset()

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from jobsvc import telemetry, vital
 from jobsvc.errors import DatabaseUnavailable
-from jobsvc.store import registry, transitions
+from jobsvc.store import registry, verbs
 from jobsvc.store.database import Database, Transaction
 
 # Of the lease, after which an attempt that was not renewed stops itself: 25 s of 30 s.
@@ -108,7 +108,7 @@ class LeaseThread:
 
         def renew(tx: Transaction) -> tuple[dict[tuple[str, str], bool], bool]:
             known = registry.heartbeat(tx, self._worker_id, *self._keeper.standing())
-            held = transitions.renew(tx, leases, self._lease) if leases else {}
+            held = verbs.renew(tx, leases, self._lease) if leases else {}
             return held, known
 
         try:

@@ -13,7 +13,7 @@ from jobsvc.core.model import JobTypeInfo, WorkerInfo
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
 from jobsvc.settings import Settings
-from jobsvc.store import registry
+from jobsvc.store import queues, registry
 from jobsvc.store.database import Database
 from worker.attempt import PREFETCH_MAX, Attempts
 from worker.consumer import Consumer
@@ -32,12 +32,12 @@ class DatabaseQueues:
         self._database = database
 
     def generations(self, names: Sequence[str]) -> Mapping[str, int]:
-        self._database.write(lambda tx: registry.add_queues(tx, names))
-        known = self._database.read(registry.generations)
+        self._database.write(lambda tx: queues.add_queues(tx, names))
+        known = self._database.read(queues.generations)
         return {name: known[name] for name in names}
 
     def leave_behind(self, name: str, broken: int) -> None:
-        self._database.write(lambda tx: registry.next_generation(tx, name, broken))
+        self._database.write(lambda tx: queues.next_generation(tx, name, broken))
 
 
 class Worker:

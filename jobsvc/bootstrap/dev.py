@@ -20,7 +20,7 @@ from jobsvc.core.model import Effects
 from jobsvc.errors import CannotStart
 from jobsvc.outbox import Outbox
 from jobsvc.settings import Settings
-from jobsvc.store import registry, schema, transitions
+from jobsvc.store import registry, schema, verbs
 from jobsvc.store.database import Database
 from worker.main import Worker
 
@@ -79,7 +79,7 @@ def _reap_predecessors(database: Database) -> None:
     gone = database.read(registry.worker_ids)
 
     def reap() -> tuple[int, Effects]:
-        return database.write(lambda tx: transitions.reap_workers(tx, gone, REAP_LIMIT))
+        return database.write(lambda tx: verbs.reap_workers(tx, gone, REAP_LIMIT))
 
     while gone and reap()[0] == REAP_LIMIT:
         pass

@@ -16,10 +16,11 @@ from jobsvc.core.model import Effects, Job, JobFilter
 from jobsvc.core.states import RETRYABLE_STATES, TERMINAL_STATES, JobState
 from jobsvc.outbox import Outbox
 from jobsvc.services.threads import AsyncDatabase
-from jobsvc.store import listing, transitions
+from jobsvc.store import verbs
 from jobsvc.store.database import Database, Transaction
-from jobsvc.store.listing import Search
-from jobsvc.store.transitions import Answers, Wanted
+from jobsvc.store.reads import listing
+from jobsvc.store.reads.listing import Search
+from jobsvc.store.verbs import Answers, Wanted
 
 BATCH = 500
 
@@ -57,7 +58,7 @@ class Bulk:
         """Those that have not ended and whose cancel was not requested yet."""
 
         def verb(tx: Transaction, ids: Collection[str], still: Wanted) -> tuple[Answers, Effects]:
-            return transitions.cancel_many(tx, ids, reason, actor, still)
+            return verbs.cancel_many(tx, ids, reason, actor, still)
 
         states = frozenset(JobState) - frozenset(TERMINAL_STATES)
         search = Search(_within(wanted, states), uncancelled=True)
@@ -68,7 +69,7 @@ class Bulk:
         several with the same key that are found together one is retried."""
 
         def verb(tx: Transaction, ids: Collection[str], still: Wanted) -> tuple[Answers, Effects]:
-            return transitions.retry_many(tx, ids, actor, still)
+            return verbs.retry_many(tx, ids, actor, still)
 
         search = Search(_within(wanted, frozenset(RETRYABLE_STATES)), free=True)
         return await self._change("retry", search, extent, verb, actor)
@@ -77,7 +78,7 @@ class Bulk:
         """Those that have ended."""
 
         def verb(tx: Transaction, ids: Collection[str], still: Wanted) -> tuple[Answers, Effects]:
-            return transitions.delete_many(tx, ids, still), Effects()
+            return verbs.delete_many(tx, ids, still), Effects()
 
         search = Search(_within(wanted, frozenset(TERMINAL_STATES)))
         return await self._change("delete", search, extent, verb, actor)

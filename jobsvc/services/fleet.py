@@ -35,9 +35,10 @@ from jobsvc.errors import (
 )
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import STREAM_AGE_JITTER, STREAM_AGE_SECONDS
-from jobsvc.store import fleet, schema
+from jobsvc.store import schema
 from jobsvc.store.database import Database
-from jobsvc.store.fleet import FleetEvent, Page, Position
+from jobsvc.store.reads import fleet
+from jobsvc.store.reads.fleet import FleetEvent, Page, Position
 
 WATCHERS_MAX = 1_000
 PAGE_EVENTS = 200  # in one read, and at most so many are in a watcher's hands
@@ -54,7 +55,7 @@ LOOK_AGAIN_SECONDS = 0.02
 BEGIN_SECONDS_MAX = 0.5
 RETRY_SECONDS = 0.5
 # How long a mark is good for: an hour, and by how much it may be late when it is sent. What comes
-# after it is kept for longer (PURGE_GRACE in jobsvc/store/transitions.py).
+# after it is kept for longer (PURGE_GRACE in jobsvc/store/verbs/upkeep.py).
 LIFETIME = timedelta(hours=1, seconds=10)
 # A watcher whose latest mark lies further back than where it stands gets a fresh one.
 FRESH = timedelta(minutes=1)

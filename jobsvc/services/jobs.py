@@ -13,9 +13,10 @@ from jobsvc.outbox import Outbox
 from jobsvc.services.submitting import GroupCommit, Registry
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import WatchHub
-from jobsvc.store import queries, registry, submission, transitions
+from jobsvc.store import registry, verbs
 from jobsvc.store.database import Connection, Database
-from jobsvc.store.submission import Submitted
+from jobsvc.store.reads import lookups
+from jobsvc.store.verbs import Submitted
 
 __all__ = ["Jobs", "Registry", "Submitted"]
 
@@ -70,7 +71,7 @@ class Jobs:
         known = await self._load_types()
         job = prepare(known)
         answer = await self._threads.read(
-            lambda connection: submission.preview(connection, job, known.types.get(job.job_type))
+            lambda connection: verbs.preview(connection, job, known.types.get(job.job_type))
         )
         if not isinstance(answer, Submitted):
             raise answer
@@ -78,7 +79,7 @@ class Jobs:
 
     async def get(self, job_id: str) -> Job:
         """With its payload."""
-        return await self._threads.read(lambda connection: queries.get_job(connection, job_id))
+        return await self._threads.read(lambda connection: lookups.get_job(connection, job_id))
 
     async def result(self, job_id: str, wait_seconds: float) -> JobOutcome:
         """Waits for the job's end if it has not ended yet, at most so long."""
@@ -86,15 +87,15 @@ class Jobs:
             last, state = await self._head(job_id)
             if not state.terminal:
                 await self._await_end(job_id, last, wait_seconds)
-        return await self._threads.read(lambda c: queries.get_outcome(c, job_id))
+        return await self._threads.read(lambda c: lookups.get_outcome(c, job_id))
 
     async def list_events(self, job_id: str, after_sequence: int, limit: int) -> list[JobEvent]:
         """The up to `limit` events that follow `after_sequence`, in order."""
 
         def read(connection: Connection) -> list[JobEvent]:
-            events = queries.list_events(connection, job_id, after_sequence, limit)
+            events = lookups.list_events(connection, job_id, after_sequence, limit)
             if not events:
-                head = queries.heads(connection, [job_id]).get(job_id)
+                head = lookups.heads(connection, [job_id]).get(job_id)
                 if head is None:
                     raise JobUnknown(job_id)
                 if after_sequence > head[0]:
@@ -104,9 +105,7 @@ class Jobs:
         return await self._threads.read(read)
 
     async def cancel(self, job_id: str, reason: str, actor: str) -> Job:
-        job, effects = await self._threads.write(
-            lambda tx: transitions.cancel(tx, job_id, reason, actor)
-        )
+        job, effects = await self._threads.write(lambda tx: verbs.cancel(tx, job_id, reason, actor))
         self._outbox.tell(effects)
         if job.state is JobState.RUNNING:
             self._outbox.control({"cancel": job_id})
@@ -114,7 +113,7 @@ class Jobs:
         return job
 
     async def retry(self, job_id: str, actor: str) -> Job:
-        job, effects = await self._threads.write(lambda tx: transitions.retry(tx, job_id, actor))
+        job, effects = await self._threads.write(lambda tx: verbs.retry(tx, job_id, actor))
         self._outbox.tell(effects)
         self._log.info("job retried", job_id=job_id, actor=actor)
         for change in effects.changes:
@@ -123,20 +122,18 @@ class Jobs:
         return job
 
     async def update(self, job_id: str, update: JobUpdate, actor: str) -> Job:
-        job, effects = await self._threads.write(
-            lambda tx: transitions.update(tx, job_id, update, actor)
-        )
+        job, effects = await self._threads.write(lambda tx: verbs.update(tx, job_id, update, actor))
         self._outbox.tell(effects)
         self._log.info("job updated", job_id=job_id, state=job.state, actor=actor)
         return job
 
     async def delete(self, job_id: str, actor: str) -> None:
         """Its watchers are told by the hub's next sweep."""
-        await self._threads.write(lambda tx: transitions.delete(tx, job_id))
+        await self._threads.write(lambda tx: verbs.delete(tx, job_id))
         self._log.info("job deleted", job_id=job_id, actor=actor)
 
     async def _head(self, job_id: str) -> tuple[int, JobState]:
-        heads = await self._threads.read(lambda c: queries.heads(c, [job_id]))
+        heads = await self._threads.read(lambda c: lookups.heads(c, [job_id]))
         if job_id not in heads:
             raise JobUnknown(job_id)
         return heads[job_id]

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from jobsvc.core.model import FailureGroup, Job, JobFilter
 from jobsvc.services.threads import AsyncDatabase
-from jobsvc.store import listing
 from jobsvc.store.database import Connection, Database
-from jobsvc.store.listing import Search
+from jobsvc.store.reads import listing
+from jobsvc.store.reads.listing import Search
 
 T = TypeVar("T")
 

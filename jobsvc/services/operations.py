@@ -11,9 +11,14 @@ from jobsvc.core.model import Effects, JobTypeInfo
 from jobsvc.core.operations import Explanation, JobType, Queue, RateLimit, Worker
 from jobsvc.outbox import Outbox
 from jobsvc.services.threads import AsyncDatabase
-from jobsvc.store import explaining, queues, registry
+from jobsvc.store import queues, registry
 from jobsvc.store.database import Transaction
-from jobsvc.store.submission import DEFAULT_MAX_ATTEMPTS, DEFAULT_QUEUE, DEFAULT_TIMEOUT_SECONDS
+from jobsvc.store.reads import explaining
+from jobsvc.store.verbs.submitting import (
+    DEFAULT_MAX_ATTEMPTS,
+    DEFAULT_QUEUE,
+    DEFAULT_TIMEOUT_SECONDS,
+)
 
 
 class Operations:

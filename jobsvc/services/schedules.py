@@ -13,7 +13,7 @@ from jobsvc.services.upkeep import Once
 from jobsvc.store import registry, schedules
 from jobsvc.store.database import Database
 from jobsvc.store.schedules import NewJobOf, Outcome, Tick
-from jobsvc.store.submission import Submitted
+from jobsvc.store.verbs import Submitted
 
 T = TypeVar("T")
 Types = Mapping[str, JobTypeInfo]

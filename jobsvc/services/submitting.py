@@ -22,10 +22,11 @@ from jobsvc.errors import (
 )
 from jobsvc.outbox import Outbox
 from jobsvc.services.threads import AsyncDatabase
-from jobsvc.store import queries, submission
-from jobsvc.store import registry as registry_rows
+from jobsvc.store import queues as queue_rows
+from jobsvc.store import verbs
 from jobsvc.store.database import CommitUnknown, Database, Transaction
-from jobsvc.store.submission import Submitted
+from jobsvc.store.reads import lookups
+from jobsvc.store.verbs import Submitted
 
 GROUP_MAX = 256
 GROUP_BYTES_MAX = 8 * 1024 * 1024
@@ -81,7 +82,7 @@ class GroupCommit:
 
         def store(tx: Transaction) -> tuple[list[Submitted], Effects]:
             _require(registry, tx)
-            answers, effects = submission.submit(tx, jobs, registry.types)
+            answers, effects = verbs.submit(tx, jobs, registry.types)
             for index, answer in enumerate(answers):
                 if isinstance(answer, IdempotencyKeyReused | UniqueConflict):
                     raise type(answer)(answer.job_id, index)
@@ -144,9 +145,9 @@ class GroupCommit:
         """In a thread of the pool. One bad job fails alone: when the database refuses the group
         for what is in it, each goes by itself."""
 
-        def store(tx: Transaction) -> tuple[list[submission.Answer], Effects]:
+        def store(tx: Transaction) -> tuple[list[verbs.Answer], Effects]:
             _require(registry, tx)
-            answers, effects = submission.submit(tx, jobs, registry.types)
+            answers, effects = verbs.submit(tx, jobs, registry.types)
             self._name_queues(tx, answers)
             return answers, effects
 
@@ -164,19 +165,19 @@ class GroupCommit:
         self._tell(answers, effects)
         return list(answers)
 
-    def _name_queues(self, tx: Transaction, answers: Sequence[submission.Answer]) -> None:
+    def _name_queues(self, tx: Transaction, answers: Sequence[verbs.Answer]) -> None:
         """A queue is known, and listed, from the commit of its first job on."""
         if new := _queues(answers) - self._queues:
-            registry_rows.add_queues(tx, new)
+            queue_rows.add_queues(tx, new)
 
-    def _tell(self, answers: Sequence[submission.Answer], effects: Effects) -> None:
+    def _tell(self, answers: Sequence[verbs.Answer], effects: Effects) -> None:
         """Committed. Nobody watches a job that is new; one that was replaced, somebody may."""
         self._queues |= _queues(answers)
         replaced = any(isinstance(a, Submitted) and a.replaced for a in answers)
         self._outbox.tell(effects, watched=replaced)
 
 
-def _queues(answers: Sequence[submission.Answer]) -> set[str]:
+def _queues(answers: Sequence[verbs.Answer]) -> set[str]:
     return {a.job.queue for a in answers if isinstance(a, Submitted) and a.job is not None}
 
 
@@ -200,7 +201,7 @@ def _stored(database: Database, jobs: Sequence[NewJob]) -> dict[str, Submitted]:
     what is there is ours."""
     ids = [job.job_id for job in jobs]
     try:
-        found = database.read(lambda connection: queries.get_jobs(connection, ids))
+        found = database.read(lambda connection: lookups.get_jobs(connection, ids))
     except DatabaseUnavailable:
         return {}
     return {job_id: Submitted(job_id, job) for job_id, job in found.items()}

@@ -15,8 +15,9 @@ from jobsvc import metrics, telemetry, vital
 from jobsvc.core.model import Effects
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
-from jobsvc.store import dispatching, registry, releasing, transitions
+from jobsvc.store import dispatching, registry, verbs
 from jobsvc.store.database import Database, Transaction
+from jobsvc.store.rules import releasing
 
 Once = Callable[[Database, int], tuple[int, Effects]]
 
@@ -26,15 +27,15 @@ MEASURE_INTERVAL_SECONDS = 10.0
 
 
 def promote_once(database: Database, limit: int) -> tuple[int, Effects]:
-    return database.write(lambda tx: transitions.promote(tx, limit))
+    return database.write(lambda tx: verbs.promote(tx, limit))
 
 
 def expire_once(database: Database, limit: int) -> tuple[int, Effects]:
-    return database.write(lambda tx: transitions.expire(tx, limit))
+    return database.write(lambda tx: verbs.expire(tx, limit))
 
 
 def reap_once(database: Database, limit: int) -> tuple[int, Effects]:
-    count, effects = database.write(lambda tx: transitions.reap(tx, limit))
+    count, effects = database.write(lambda tx: verbs.reap(tx, limit))
     metrics.LEASES_EXPIRED.inc(count)
     return count, effects
 
@@ -59,7 +60,7 @@ class Release:
 def purge_once(database: Database, limit: int) -> tuple[int, Effects]:
     def purge(tx: Transaction) -> int:
         registry.forget_dead(tx)
-        return transitions.purge(tx, limit)
+        return verbs.purge(tx, limit)
 
     return database.write(purge), Effects()
 

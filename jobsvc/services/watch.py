@@ -27,7 +27,7 @@ from jobsvc.errors import (
     StreamExpired,
 )
 from jobsvc.services.threads import AsyncDatabase
-from jobsvc.store import queries
+from jobsvc.store.reads import lookups
 
 WATCHERS_MAX = 20_000
 PAGE_EVENTS = 64  # of one watcher in one read
@@ -251,7 +251,7 @@ class WatchHub:
             watcher.dirty = False  # what is hinted from here on may not be in this read
         try:
             found = await self._threads.read(
-                lambda c: queries.events_after(c, list(cursors), PAGE_EVENTS)
+                lambda c: lookups.events_after(c, list(cursors), PAGE_EVENTS)
             )
         except BaseException:
             for watcher in reading:
@@ -297,7 +297,7 @@ class WatchHub:
 
     async def _begin(self, new: list[_Watcher]) -> None:
         ids = list({w.job_id for w in new})
-        heads = await self._threads.read(lambda c: queries.heads(c, ids))
+        heads = await self._threads.read(lambda c: lookups.heads(c, ids))
         for watcher in new:
             watcher.new = False
             head = heads.get(watcher.job_id)
@@ -334,7 +334,7 @@ class WatchHub:
                 self._log.exception("sweep failed")
 
     async def _sweep(self, ids: list[str]) -> None:
-        heads = await self._threads.read(lambda c: queries.heads(c, ids))
+        heads = await self._threads.read(lambda c: lookups.heads(c, ids))
         self._mark(Change(job_id, last) for job_id, (last, _) in heads.items())
         for job_id in ids:
             if job_id not in heads:

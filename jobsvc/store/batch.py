@@ -17,7 +17,9 @@ import sqlalchemy as sa
 
 from jobsvc.core.model import RETENTION_SECONDS, Change, Dispatch, Effects, JobError, Report, Step
 from jobsvc.core.states import EventType, JobState
-from jobsvc.store.database import NUMBER, Transaction, insert_many, update_many
+from jobsvc.store.database import Transaction
+from jobsvc.store.dialects.clock import NUMBER
+from jobsvc.store.dialects.statements import insert_many, update_many
 from jobsvc.store.rows import JOB_COLUMNS, error_to_json, event_detail
 from jobsvc.store.tables import job_events, jobs, outbox, queues
 
@@ -206,11 +208,11 @@ class Batch:
             guard = {"was_state": job.was_state, "was_last_sequence": job.was_last_sequence}
             groups[tuple(sorted(job.changed))].append({"id": job.id} | guard | job.changed)
         for rows in groups.values():
-            written = update_many(self.tx, jobs, ("state", "last_sequence"), rows)
+            written = update_many(self.tx.connection, jobs, ("state", "last_sequence"), rows)
             if written != len(rows):
                 raise RuntimeError(f"{len(rows) - written} locked jobs changed under their lock")
         if self._events:
-            insert_many(self.tx, job_events, self._events)
+            insert_many(self.tx.connection, job_events, self._events)
         return Effects(
             tuple(Change(job_id, last) for job_id, last in self._last_sequences.items()),
             self._write_outbox(),
@@ -256,7 +258,7 @@ class Batch:
     def _write_outbox(self) -> tuple[Dispatch, ...]:
         if not self._outbox:
             return ()
-        rows = insert_many(self.tx, outbox, self._outbox, tuple(outbox.c))
+        rows = insert_many(self.tx.connection, outbox, self._outbox, tuple(outbox.c))
         at_once = self.tx.now + PUBLISH_GRACE  # what has less time is the relay's, once it is due
         return tuple(dispatch_from_row(row) for row in rows if row.not_before >= at_once)
 

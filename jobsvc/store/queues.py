@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,10 +14,12 @@ from jobsvc.core.operations import Queue, RateLimit
 from jobsvc.core.states import JobState
 from jobsvc.store import registry
 from jobsvc.store.batch import Batch
-from jobsvc.store.database import Transaction, clock, insert_many
+from jobsvc.store.database import Transaction
+from jobsvc.store.dialects.clock import clock
+from jobsvc.store.dialects.statements import insert_many, insert_or_ignore
 from jobsvc.store.dispatching import oldest_queued
-from jobsvc.store.limits import LIMITED, Room, count_running, counts_until
-from jobsvc.store.releasing import release
+from jobsvc.store.rules.limits import LIMITED, Room, count_running, counts_until
+from jobsvc.store.rules.releasing import release
 from jobsvc.store.tables import jobs, queue_starts, queues, service
 
 # How many held jobs whoever changes a queue releases; the others follow at once.
@@ -53,7 +55,7 @@ def _lock(tx: Transaction, name: str) -> sa.Row[Any]:
     """The row of the queue. Before it that of the service: whether any queue has a limit can be
     said by one transaction at a time only."""
     tx.execute(sa.select(service.c.id).with_for_update())
-    registry.add_queues(tx, [name])
+    add_queues(tx, [name])
     return tx.execute(sa.select(queues).where(queues.c.name == name).with_for_update()).one()
 
 
@@ -77,7 +79,7 @@ def _move_starts(tx: Transaction, name: str, was: float | None, period: float | 
         if was is not None and period is not None and row.until > tx.now:
             started[counts_until(row.until - timedelta(seconds=was), period)] += row.starts
     insert_many(
-        tx,
+        tx.connection,
         queue_starts,
         [{"queue": name, "until": until, "starts": count} for until, count in started.items()],
     )
@@ -145,3 +147,24 @@ def _counts(connection: sa.Connection) -> defaultdict[str, dict[JobState, int]]:
 def _in(state: JobState) -> sa.ColumnElement[bool]:
     """As the indexes have it, so that they are used."""
     return jobs.c.state == sa.literal_column(f"'{state}'")
+
+
+def generations(connection: sa.Connection) -> dict[str, int]:
+    """Every queue that was named so far, and which generation of it is in use."""
+    rows = connection.execute(sa.select(queues.c.name, queues.c.generation))
+    return {row.name: row.generation for row in rows}
+
+
+def add_queues(tx: Transaction, names: Iterable[str]) -> None:
+    for name in sorted(set(names)):
+        tx.execute(insert_or_ignore(tx.connection, queues, "name"), {"name": name})
+
+
+def next_generation(tx: Transaction, queue: str, broken: int) -> int:
+    """Leaves generation `broken` behind, once, however many servers find it broken."""
+    tx.execute(
+        sa.update(queues)
+        .where(queues.c.name == queue, queues.c.generation == broken)
+        .values(generation=broken + 1)
+    )
+    return generations(tx.connection)[queue]

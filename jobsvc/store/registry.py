@@ -12,7 +12,9 @@ import sqlalchemy as sa
 from jobsvc.core.model import JobTypeInfo, WorkerInfo
 from jobsvc.core.operations import JobType, Worker
 from jobsvc.core.states import JobState
-from jobsvc.store.database import Transaction, clock, insert_or_ignore, upsert
+from jobsvc.store.database import Transaction
+from jobsvc.store.dialects.clock import clock
+from jobsvc.store.dialects.statements import insert_or_ignore, upsert
 from jobsvc.store.tables import job_types, jobs, queues, service, workers
 
 # A worker that was silent for this long is taken for dead, and forgotten after a day.
@@ -27,7 +29,7 @@ def announce(tx: Transaction, worker: WorkerInfo, types: Iterable[JobTypeInfo]) 
     """Makes a starting worker and its job types known; of two announcements of one type the
     later stands."""
     tx.execute(
-        upsert(tx, workers, "id"),
+        upsert(tx.connection, workers, "id"),
         {
             "id": worker.worker_id,
             "host": worker.host,
@@ -45,7 +47,7 @@ def announce(tx: Transaction, worker: WorkerInfo, types: Iterable[JobTypeInfo]) 
     changed = [t for t in sorted(types, key=lambda t: t.name) if known.get(t.name) != t]
     if changed:
         tx.execute(
-            upsert(tx, job_types, "name"),
+            upsert(tx.connection, job_types, "name"),
             [
                 {
                     "name": t.name,
@@ -60,7 +62,7 @@ def announce(tx: Transaction, worker: WorkerInfo, types: Iterable[JobTypeInfo]) 
         )
         tx.execute(sa.update(service).values(registry_revision=service.c.registry_revision + 1))
     for name in sorted(worker.queues):
-        tx.execute(insert_or_ignore(tx, queues, "name"), {"name": name})
+        tx.execute(insert_or_ignore(tx.connection, queues, "name"), {"name": name})
 
 
 def heartbeat(
@@ -188,24 +190,3 @@ def list_types(connection: sa.Connection, after: str, limit: int) -> list[JobTyp
     live = sa.select(workers.c.job_types).where(workers.c.heartbeat_time > clock(connection) - LIVE)
     counts = Counter(name for names in connection.execute(live).scalars() for name in set(names))
     return [JobType(_type(row), counts[row.name]) for row in rows]
-
-
-def generations(connection: sa.Connection) -> dict[str, int]:
-    """Every queue that was named so far, and which generation of it is in use."""
-    rows = connection.execute(sa.select(queues.c.name, queues.c.generation))
-    return {row.name: row.generation for row in rows}
-
-
-def add_queues(tx: Transaction, names: Iterable[str]) -> None:
-    for name in sorted(set(names)):
-        tx.execute(insert_or_ignore(tx, queues, "name"), {"name": name})
-
-
-def next_generation(tx: Transaction, queue: str, broken: int) -> int:
-    """Leaves generation `broken` behind, once, however many servers find it broken."""
-    tx.execute(
-        sa.update(queues)
-        .where(queues.c.name == queue, queues.c.generation == broken)
-        .values(generation=broken + 1)
-    )
-    return generations(tx.connection)[queue]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -161,3 +162,7 @@ def _report_from(detail: dict[str, Any]) -> Report | None:
             return Output(data=base64.b64decode(output["data"]))
         return Output(text=output["text"])
     return None
+
+
+def label_rows(job_id: str, labels: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value, "job_id": job_id} for key, value in labels.items()]

@@ -18,11 +18,13 @@ import sqlalchemy as sa
 from jobsvc import cron
 from jobsvc.core.model import Effects, MissedTicks, NewJob, Overlap, Schedule
 from jobsvc.errors import EtagMismatch, InvalidRequest, ScheduleExists, ScheduleUnknown
-from jobsvc.store.database import Transaction, clock, insert_or_ignore, update_many
-from jobsvc.store.queries import heads
+from jobsvc.store.database import Transaction
+from jobsvc.store.dialects.clock import clock
+from jobsvc.store.dialects.statements import insert_or_ignore, update_many
+from jobsvc.store.reads.lookups import heads
 from jobsvc.store.registry import load_types
-from jobsvc.store.submission import Answer, Submitted, submit
 from jobsvc.store.tables import EPOCH, MICROSECOND, schedules
+from jobsvc.store.verbs.submitting import Answer, Submitted, submit
 
 # How late a tick may come: long enough for a restart or a failover. What is later was missed.
 GRACE = timedelta(seconds=60)
@@ -65,7 +67,7 @@ def create(tx: Transaction, schedule: Schedule) -> Schedule:
         # So that an etag of a deleted schedule is good for none that has its id later.
         revision=(tx.now - EPOCH) // MICROSECOND,
     )
-    if tx.execute(insert_or_ignore(tx, schedules, "id"), _row(stored)).rowcount == 0:
+    if tx.execute(insert_or_ignore(tx.connection, schedules, "id"), _row(stored)).rowcount == 0:
         raise ScheduleExists(schedule.schedule_id)
     return stored
 
@@ -153,7 +155,7 @@ def tick(tx: Transaction, limit: int, new_job: NewJobOf) -> tuple[list[Tick], Ef
     answers, effects = submit(tx, jobs, load_types(tx.connection)) if jobs else ([], Effects())
     answered = dict(zip((job.job_id for job in jobs), answers, strict=True))
     ticks = [each if each.job is None else _told(each, answered[each.job.job_id]) for each in ticks]
-    update_many(tx, schedules, (), [_moved(each.schedule) for each in ticks])
+    update_many(tx.connection, schedules, (), [_moved(each.schedule) for each in ticks])
     return ticks, effects
 
 

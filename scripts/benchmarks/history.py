@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg2
 
-from jobsvc.store.waiting import waiting_long
+from jobsvc.store.dialects.sockets import waiting_long
 
 CHUNK = 500_000
 

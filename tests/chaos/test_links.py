@@ -13,8 +13,8 @@ from generated.jobsvc.v1.job_service_pb2_grpc import JobServiceStub
 from jobsvc.client import from_value, new_job, state_name
 from jobsvc.client.errors import call_failed
 from jobsvc.core.states import EventType, JobState
+from jobsvc.store.dialects.sockets import SILENCE_SECONDS_MAX
 from jobsvc.store.tables import job_events
-from jobsvc.store.waiting import SILENCE_SECONDS_MAX
 from tests.harness import Load, Process, Proxy, Service, until
 from tests.harness.load import QUICK_RETRY, assert_pure, mixed
 

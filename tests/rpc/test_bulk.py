@@ -16,7 +16,7 @@ from jobsvc.core.model import Unique
 from jobsvc.core.states import JobState
 from jobsvc.outbox import Outbox
 from jobsvc.services import bulk
-from jobsvc.store import transitions
+from jobsvc.store import verbs
 from jobsvc.store.tables import job_events, job_labels, jobs
 from tests.rpc.conftest import World
 from tests.rpc.status import refused
@@ -156,7 +156,7 @@ async def test_what_changed_in_between_is_left_alone(
 ) -> None:
     """A job that has started since it was found QUEUED is no longer what was asked for."""
     ids = await submit(world, 3)
-    cancel_many = transitions.cancel_many
+    cancel_many = verbs.cancel_many
 
     def too_late(tx: Any, *arguments: Any) -> Any:
         tx.execute(
@@ -166,7 +166,7 @@ async def test_what_changed_in_between_is_left_alone(
         )
         return cancel_many(tx, *arguments)
 
-    monkeypatch.setattr(transitions, "cancel_many", too_late)
+    monkeypatch.setattr(verbs, "cancel_many", too_late)
     queued = job_pb2.JobFilter(states=[job_pb2.JOB_STATE_QUEUED])
     answer = await admin(world).CancelJobs(pb.CancelJobsRequest(filter=queued))
     assert counts(answer) == (3, 2, False)
@@ -179,7 +179,7 @@ async def test_it_stops_when_its_caller_hangs_up(
     await submit(world, 9)
     begun, go_on, told, ended = *(threading.Event() for _ in range(3)), asyncio.Event()
     loop = asyncio.get_running_loop()
-    cancel_many, go_through = transitions.cancel_many, bulk.Bulk._go_through
+    cancel_many, go_through = verbs.cancel_many, bulk.Bulk._go_through
 
     def slowly(*arguments: Any) -> Any:
         begun.set()
@@ -193,7 +193,7 @@ async def test_it_stops_when_its_caller_hangs_up(
             loop.call_soon(ended.set)
 
     monkeypatch.setattr(Outbox, "tell", lambda *_: told.set())
-    monkeypatch.setattr(transitions, "cancel_many", slowly)
+    monkeypatch.setattr(verbs, "cancel_many", slowly)
     monkeypatch.setattr(bulk.Bulk, "_go_through", to_its_end)
     call = admin(world).CancelJobs(pb.CancelJobsRequest(filter=EVERY))
     task = asyncio.ensure_future(call)

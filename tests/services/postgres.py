@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psycopg2
 
-from jobsvc.store.waiting import waiting_long
+from jobsvc.store.dialects.sockets import waiting_long
 from tests.services.node import Node, NodeError, remove
 
 DEBIAN_PACKAGE = "postgresql"

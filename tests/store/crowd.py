@@ -9,7 +9,8 @@ from typing import Any
 
 from jobsvc.core.model import JobError, JobFilter
 from jobsvc.core.states import TERMINAL_STATES, JobState
-from jobsvc.store.database import Transaction, insert_many
+from jobsvc.store.database import Transaction
+from jobsvc.store.dialects.statements import insert_many
 from jobsvc.store.rows import error_to_json
 from jobsvc.store.tables import EPOCH, idempotency_keys, job_labels, jobs
 
@@ -66,13 +67,13 @@ def random_row(chance: random.Random) -> dict[str, Any]:
 
 
 def insert(tx: Transaction, rows: list[dict[str, Any]]) -> None:
-    insert_many(tx, jobs, rows)
+    insert_many(tx.connection, jobs, rows)
     pairs = [
         {"key": key, "value": value, "job_id": row["id"]}
         for row in rows
         for key, value in row["labels"].items()
     ]
-    insert_many(tx, job_labels, pairs)
+    insert_many(tx.connection, job_labels, pairs)
     keys = [
         {
             "key": row["idempotency_key"],
@@ -83,7 +84,7 @@ def insert(tx: Transaction, rows: list[dict[str, Any]]) -> None:
         for row in rows
         if row["idempotency_key"]
     ]
-    insert_many(tx, idempotency_keys, keys)
+    insert_many(tx.connection, idempotency_keys, keys)
 
 
 def random_filter(chance: random.Random, rows: list[dict[str, Any]]) -> JobFilter:

@@ -31,12 +31,13 @@ from jobsvc.core.model import (
     WorkerInfo,
 )
 from jobsvc.core.operations import RateLimit
-from jobsvc.store import dispatching, fleet, queries, queues, registry, releasing, transitions
+from jobsvc.store import dispatching, queues, registry, verbs
 from jobsvc.store.database import Database, Transaction
-from jobsvc.store.fleet import Page, Position
-from jobsvc.store.submission import Answer, Submitted, submit
+from jobsvc.store.reads import fleet, lookups
+from jobsvc.store.reads.fleet import Page, Position
+from jobsvc.store.rules import releasing
 from jobsvc.store.tables import job_events, jobs, metadata, outbox, service
-from jobsvc.store.transitions import Answers
+from jobsvc.store.verbs import Answer, Answers, Submitted, submit
 
 T = TypeVar("T")
 
@@ -127,9 +128,7 @@ class House:
         given = list(job_ids)
         token = token or new_token()
         found = self.write(
-            lambda tx: transitions.claim(
-                tx, given, types, worker_id, token, lease_seconds, priorities
-            )
+            lambda tx: verbs.claim(tx, given, types, worker_id, token, lease_seconds, priorities)
         )
         self.effects = found.effects
         return found.claimed
@@ -145,55 +144,55 @@ class House:
     def finish(self, claimed: Claimed, ending: Ending) -> bool:
         """Whether the ending was accepted."""
         accepted, self.effects = self.write(
-            lambda tx: transitions.finish(tx, {claimed.job_id: (claimed.token, ending)})
+            lambda tx: verbs.finish(tx, {claimed.job_id: (claimed.token, ending)})
         )
         return claimed.job_id in accepted
 
     def report(self, claimed: Claimed, *entries: Report) -> bool:
         held, self.effects = self.write(
-            lambda tx: transitions.report(tx, {claimed.job_id: (claimed.token, entries)})
+            lambda tx: verbs.report(tx, {claimed.job_id: (claimed.token, entries)})
         )
         return claimed.job_id in held
 
     def renew(self, *claimed: Claimed) -> dict[tuple[str, str], bool]:
         leases = {c.job_id: c.token for c in claimed}
-        return self.write(lambda tx: transitions.renew(tx, leases, LEASE_SECONDS))
+        return self.write(lambda tx: verbs.renew(tx, leases, LEASE_SECONDS))
 
     def cancel(self, job_id: str, reason: str = "enough", actor: str = "alice") -> Job:
-        job, self.effects = self.write(lambda tx: transitions.cancel(tx, job_id, reason, actor))
+        job, self.effects = self.write(lambda tx: verbs.cancel(tx, job_id, reason, actor))
         return job
 
     def retry(self, job_id: str, actor: str = "alice") -> Job:
-        job, self.effects = self.write(lambda tx: transitions.retry(tx, job_id, actor))
+        job, self.effects = self.write(lambda tx: verbs.retry(tx, job_id, actor))
         return job
 
     def retry_many(self, *job_ids: str, actor: str = "alice") -> Answers:
-        answers, self.effects = self.write(lambda tx: transitions.retry_many(tx, job_ids, actor))
+        answers, self.effects = self.write(lambda tx: verbs.retry_many(tx, job_ids, actor))
         return answers
 
     def update_job(self, job_id: str, *, actor: str = "alice", **change: Any) -> Job:
         job, self.effects = self.write(
-            lambda tx: transitions.update(tx, job_id, JobUpdate(**change), actor)
+            lambda tx: verbs.update(tx, job_id, JobUpdate(**change), actor)
         )
         return job
 
     def delete(self, job_id: str) -> None:
-        self.write(lambda tx: transitions.delete(tx, job_id))
+        self.write(lambda tx: verbs.delete(tx, job_id))
 
     def delete_many(self, *job_ids: str) -> Answers:
-        return self.write(lambda tx: transitions.delete_many(tx, job_ids))
+        return self.write(lambda tx: verbs.delete_many(tx, job_ids))
 
     def promote(self, limit: int = 100) -> int:
-        return self._count(lambda tx: transitions.promote(tx, limit))
+        return self._count(lambda tx: verbs.promote(tx, limit))
 
     def expire(self, limit: int = 100) -> int:
-        return self._count(lambda tx: transitions.expire(tx, limit))
+        return self._count(lambda tx: verbs.expire(tx, limit))
 
     def reap(self, limit: int = 100) -> int:
-        return self._count(lambda tx: transitions.reap(tx, limit))
+        return self._count(lambda tx: verbs.reap(tx, limit))
 
     def reap_workers(self, *worker_ids: str, limit: int = 100) -> int:
-        return self._count(lambda tx: transitions.reap_workers(tx, worker_ids, limit))
+        return self._count(lambda tx: verbs.reap_workers(tx, worker_ids, limit))
 
     def redispatch(self, queue: str = "default", limit: int = 100) -> int:
         return self.write(lambda tx: dispatching.redispatch(tx, queue, limit))
@@ -228,7 +227,7 @@ class House:
         self.effects = self.write(lambda tx: dispatching.republish(tx, job_ids))
 
     def purge(self, limit: int = 100) -> int:
-        return self.write(lambda tx: transitions.purge(tx, limit))
+        return self.write(lambda tx: verbs.purge(tx, limit))
 
     def announce(self, info: WorkerInfo, *types: JobTypeInfo) -> None:
         self.write(lambda tx: registry.announce(tx, info, types))
@@ -240,7 +239,7 @@ class House:
     # What is stored.
 
     def get(self, job_id: str) -> Job:
-        return self.database.read(lambda c: queries.get_job(c, job_id))
+        return self.database.read(lambda c: lookups.get_job(c, job_id))
 
     def row(self, job_id: str) -> Any:
         return self.database.read(
@@ -248,7 +247,7 @@ class House:
         )
 
     def events(self, job_id: str) -> list[JobEvent]:
-        return self.database.read(lambda c: queries.list_events(c, job_id, 0, 1000))
+        return self.database.read(lambda c: lookups.list_events(c, job_id, 0, 1000))
 
     def page_after(
         self, position: Position | None, limit: int = 1000, *, hidden: bool = False

@@ -16,7 +16,7 @@ from jobsvc.outbox import Outbox
 from jobsvc.services import bulk
 from jobsvc.services.bulk import Bulk, Counts, Extent
 from jobsvc.services.threads import AsyncDatabase
-from jobsvc.store import transitions
+from jobsvc.store import verbs
 from jobsvc.store.tables import jobs
 from tests.store.house import DONE, FATAL, WAIT_SECONDS_MAX, House, new_job
 
@@ -93,7 +93,7 @@ def test_a_claim_goes_on_beside_a_bulk_change(
     for _ in range(3):
         pg_house.submit()
     locked, go_on = threading.Event(), threading.Event()
-    cancel_many = transitions.cancel_many
+    cancel_many = verbs.cancel_many
 
     def slowly(*arguments: Any) -> Any:
         answers = cancel_many(*arguments)
@@ -101,7 +101,7 @@ def test_a_claim_goes_on_beside_a_bulk_change(
         assert go_on.wait(WAIT_SECONDS_MAX)
         return answers
 
-    monkeypatch.setattr(transitions, "cancel_many", slowly)
+    monkeypatch.setattr(verbs, "cancel_many", slowly)
     found: list[Counts] = []
     cancel = threading.Thread(
         target=lambda: found.append(

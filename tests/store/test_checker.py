@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from jobsvc.core.model import Interrupted, OnConflict, Progress, Snoozed, Unique, UniqueScope
 from jobsvc.core.states import EventType, JobState
-from jobsvc.store import transitions
+from jobsvc.store.verbs import arrows
 from tests.checker import HistoryBroken, check
 from tests.store.house import CRASH, DONE, FATAL, RETRYABLE, House, new_id
 
@@ -167,7 +167,7 @@ def test_a_cancelled_job_that_waits_again_is_found(sqlite_house: House) -> None:
 def test_a_run_that_went_on_for_too_long_is_found(
     sqlite_house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transitions, "CRASHES_MAX", 4)
+    monkeypatch.setattr(arrows, "CRASHES_MAX", 4)
     job_id = sqlite_house.submit(max_attempts=5)
     for _ in range(4):
         sqlite_house.finish(sqlite_house.claim(job_id), CRASH)

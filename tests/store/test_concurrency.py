@@ -17,10 +17,11 @@ import sqlalchemy as sa
 from jobsvc.core.model import DAY, Claimed, Log, Progress
 from jobsvc.core.states import EventType, JobState
 from jobsvc.errors import JobStateForbids
-from jobsvc.store import transitions
+from jobsvc.store import verbs
 from jobsvc.store.batch import Batch, lock
 from jobsvc.store.database import Transaction
 from jobsvc.store.tables import job_events, jobs
+from jobsvc.store.verbs.arrows import expire_one
 from tests.store.house import (
     DONE,
     FATAL,
@@ -45,14 +46,14 @@ def claim(house: House, *ids: str) -> tuple[Claimed, ...]:
     """Unlike `House.claim_all` it sets nothing that threads share."""
     types = frozenset({"demo"})
     return house.write(
-        lambda tx: transitions.claim(tx, ids, types, "w1", new_token(), LEASE_SECONDS)
+        lambda tx: verbs.claim(tx, ids, types, "w1", new_token(), LEASE_SECONDS)
     ).claimed
 
 
 def cancel(house: House, job_id: str) -> JobState | None:
     """The state that the cancel left; None where it came too late."""
     try:
-        return house.write(lambda tx: transitions.cancel(tx, job_id, "", "alice"))[0].state
+        return house.write(lambda tx: verbs.cancel(tx, job_id, "", "alice"))[0].state
     except JobStateForbids:
         return None
 
@@ -102,7 +103,7 @@ def test_an_ending_and_a_reaper(house: House, ending: Any) -> None:
 
 def finish(house: House, claimed: Claimed, ending: Any) -> int:
     endings = {claimed.job_id: (claimed.token, ending)}
-    return len(house.write(lambda tx: transitions.finish(tx, endings))[0])
+    return len(house.write(lambda tx: verbs.finish(tx, endings))[0])
 
 
 def test_an_ending_and_a_cancel(house: House) -> None:
@@ -139,7 +140,7 @@ def test_a_paused_reaper_cannot_undo_an_end(pg_house: House) -> None:
                 wait_until_blocked(house)
 
         sa.event.listen(tx.connection, "after_cursor_execute", pause)
-        return transitions.reap(tx, 10)[0]
+        return verbs.reap(tx, 10)[0]
 
     def end() -> None:
         assert chosen.wait(WAIT_SECONDS_MAX)
@@ -215,11 +216,11 @@ def test_batches_that_share_jobs_in_opposite_order(house: House) -> None:
 
     def report(tx: Transaction, order: list[Claimed]) -> None:
         runs.append("report")
-        transitions.report(tx, {c.job_id: (c.token, [Progress(1, 2)]) for c in order})
+        verbs.report(tx, {c.job_id: (c.token, [Progress(1, 2)]) for c in order})
 
     def renew(tx: Transaction, order: list[Claimed]) -> None:
         runs.append("renew")
-        transitions.renew(tx, {c.job_id: c.token for c in order}, LEASE_SECONDS)
+        verbs.renew(tx, {c.job_id: c.token for c in order}, LEASE_SECONDS)
 
     def repeat(verb: Callable[[Transaction, list[Claimed]], None], order: list[Claimed]) -> None:
         for _ in range(8):
@@ -241,7 +242,7 @@ def test_many_tell_of_one_job(house: House) -> None:
     def tell() -> None:
         for n in range(lines):
             reports = {claimed.job_id: (claimed.token, [Log("INFO", str(n))])}
-            house.write(lambda tx: transitions.report(tx, reports))  # noqa: B023
+            house.write(lambda tx: verbs.report(tx, reports))  # noqa: B023
 
     together(*[tell] * threads, lambda: cancel(house, claimed.job_id) and None)
     assert house.row(claimed.job_id).last_sequence == 2 + lines * threads + 1
@@ -257,7 +258,7 @@ def test_a_row_that_changed_under_its_lock_rolls_everything_back(house: House) -
         tx.execute(sa.update(jobs).where(jobs.c.id == second).values(last_sequence=9))
         batch = Batch(tx)
         for job in locked.values():
-            transitions.expire_one(batch, job)
+            expire_one(batch, job)
         batch.write()
 
     with pytest.raises(RuntimeError, match="1 locked jobs changed"):

@@ -14,7 +14,8 @@ import pytest
 import sqlalchemy as sa
 
 from jobsvc.errors import DatabaseUnavailable
-from jobsvc.store.database import CommitUnknown, Database, Transaction, clock
+from jobsvc.store.database import CommitUnknown, Database, Transaction
+from jobsvc.store.dialects.clock import clock
 from jobsvc.store.tables import jobs, queues
 from tests.services import free_port
 from tests.store.conftest import connect, sqlite_url

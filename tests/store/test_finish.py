@@ -19,7 +19,8 @@ from jobsvc.core.model import (
     Succeeded,
 )
 from jobsvc.core.states import JobState
-from jobsvc.store import queries, transitions
+from jobsvc.store import verbs
+from jobsvc.store.reads import lookups
 from tests.store.house import CRASH, DONE, FATAL, RETRYABLE, House, new_token
 
 EVERY_ENDING: list[Ending] = [DONE, RETRYABLE, FATAL, CRASH, Interrupted(), Snoozed(5.0), Stopped()]
@@ -38,7 +39,7 @@ def test_success_keeps_the_result(house: House, result: Input) -> None:
     house.deliver()
     assert house.finish(claimed, Succeeded(result))
     assert house.history(claimed.job_id) == [*STARTED, "SUCCEEDED>SUCCEEDED"]
-    outcome = house.database.read(lambda c: queries.get_outcome(c, claimed.job_id))
+    outcome = house.database.read(lambda c: lookups.get_outcome(c, claimed.job_id))
     assert (outcome.state, outcome.result, outcome.error) == (JobState.SUCCEEDED, result, None)
     job = house.get(claimed.job_id)
     assert job.finish_time == house.events(claimed.job_id)[-1].event_time
@@ -109,7 +110,7 @@ def test_an_error_that_is_not_retryable_fails_the_job(house: House) -> None:
     attempt_failed, failed = house.events(claimed.job_id)[-2:]
     assert attempt_failed.error == failed.error == FATAL.error
     assert attempt_failed.event_time == failed.event_time
-    outcome = house.database.read(lambda c: queries.get_outcome(c, claimed.job_id))
+    outcome = house.database.read(lambda c: lookups.get_outcome(c, claimed.job_id))
     assert (outcome.state, outcome.result, outcome.error) == (JobState.FAILED, None, FATAL.error)
     (dispatch,) = house.effects.dispatches
     assert (dispatch.kind, dispatch.job_id, dispatch.attempt) == ("dead", claimed.job_id, 1)
@@ -246,7 +247,7 @@ def test_many_end_in_one_transaction_each_by_its_own_token(house: House) -> None
         bad.job_id: (bad.token, FATAL),
         good.job_id: (good.token, DONE),
     }
-    accepted, effects = house.write(lambda tx: transitions.finish(tx, endings))
+    accepted, effects = house.write(lambda tx: verbs.finish(tx, endings))
     assert accepted == {good.job_id, bad.job_id}
     assert {c.job_id: c.last_sequence for c in effects.changes} == {good.job_id: 3, bad.job_id: 4}
     states = [house.get(c.job_id).state for c in (good, bad, stale)]
@@ -261,7 +262,7 @@ def test_results_with_and_without_a_type_are_written_together(house: House) -> N
         claimed.job_id: (claimed.token, Succeeded(result))
         for claimed, result in zip(running, results, strict=True)
     }
-    house.write(lambda tx: transitions.finish(tx, endings))
+    house.write(lambda tx: verbs.finish(tx, endings))
     for claimed, result in zip(running, results, strict=True):
         row = house.row(claimed.job_id)
         assert Input(row.result, row.result_content_type) == result

@@ -19,12 +19,13 @@ from jobsvc.errors import Draining, ResumeTokenExpired
 from jobsvc.services import fleet as services
 from jobsvc.services.fleet import Beat, Fleet, Told
 from jobsvc.services.threads import AsyncDatabase
-from jobsvc.store import queries, schema, transitions
+from jobsvc.store import schema, verbs
 from jobsvc.store.batch import lock
 from jobsvc.store.database import Transaction
-from jobsvc.store.fleet import NO_JOB, Page, Position
-from jobsvc.store.submission import submit
+from jobsvc.store.reads import lookups
+from jobsvc.store.reads.fleet import NO_JOB, Page, Position
 from jobsvc.store.tables import job_events, service
+from jobsvc.store.verbs import submit
 from tests.services import PostgresNode, machine_bin, wheel_bin
 from tests.store.conftest import open_database
 from tests.store.house import (
@@ -189,7 +190,7 @@ def test_events_of_a_job_stay_in_order_when_a_later_number_writes_first(pg_house
     def report(tx: Transaction, who: str) -> None:
         numbers[who] = tx.x
         reports = {claimed.job_id: (claimed.token, [Log("INFO", who)])}
-        assert transitions.report(tx, reports)[0]
+        assert verbs.report(tx, reports)[0]
 
     with held(house, lambda tx: tx.x) as first:
         first.then = lambda tx: report(tx, "first")
@@ -213,7 +214,7 @@ def test_an_idle_writer_holds_back_whoever_watches_all_and_nobody_else(pg_house:
         claimed = house.start()
         house.finish(claimed, DONE)
         assert names(house.page_after(begin, hidden=True)) == []
-        watched = house.database.read(lambda c: queries.events_after(c, [(claimed.job_id, 0)], 10))
+        watched = house.database.read(lambda c: lookups.events_after(c, [(claimed.job_id, 0)], 10))
         assert [e.sequence for e in watched[claimed.job_id, 0]] == [1, 2, 3]
         idle.commit()
     assert [sequence for _, sequence in names(house.page_after(begin))] == [1, 2, 3]
@@ -279,7 +280,7 @@ def test_a_reader_beside_many_writers_misses_nothing(pg_house: House, seed: int)
         for _ in range(25):
             some = chance.sample(claimed, chance.randint(1, 3))
             reports = {c.job_id: (c.token, [LINE] * chance.randint(1, 2)) for c in some}
-            house.database.write(lambda tx, given=reports: transitions.report(tx, given))  # type: ignore[misc]
+            house.database.write(lambda tx, given=reports: verbs.report(tx, given))  # type: ignore[misc]
 
     def read() -> None:
         nonlocal position

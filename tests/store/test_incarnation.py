@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from jobsvc.store import schema
 from jobsvc.store.database import Database, Transaction
 from jobsvc.store.schema import is_home
-from jobsvc.store.submission import submit
 from jobsvc.store.tables import job_events, jobs, service
+from jobsvc.store.verbs import submit
 from tests.services import fresh_database
 from tests.store.conftest import connect, open_database
 from tests.store.house import WAIT_SECONDS_MAX, House, new_job, together, wait_until_blocked

@@ -11,8 +11,10 @@ import sqlalchemy as sa
 
 from jobsvc.core.model import JobTypeInfo
 from jobsvc.core.operations import WaitReason
-from jobsvc.store import explaining, limits, queues, registry, releasing, transitions
+from jobsvc.store import queues, registry, verbs
 from jobsvc.store.database import Database, Transaction
+from jobsvc.store.reads import explaining
+from jobsvc.store.rules import limits, releasing
 from tests.store.house import DONE, House, new_token, wipe, worker
 from tests.store.test_plans import Work, plans, shortcomings
 
@@ -87,13 +89,13 @@ def _release(tx: Transaction) -> None:
 
 def _claim(tx: Transaction) -> None:
     ids = [_id("queued", n) for n in range(1, 20)]
-    transitions.claim(tx, ids, frozenset({"demo"}), "w1", new_token(), 30.0)
+    verbs.claim(tx, ids, frozenset({"demo"}), "w1", new_token(), 30.0)
 
 
 def _finish(tx: Transaction) -> None:
     running = "SELECT id, lease_token FROM jobs WHERE state = 'RUNNING' AND lease_token IS NOT NULL"
     found = tx.execute(sa.text(f"{running} ORDER BY lease_expire_time")).all()
-    transitions.finish(tx, {str(row.id): (str(row.lease_token), DONE) for row in found})
+    verbs.finish(tx, {str(row.id): (str(row.lease_token), DONE) for row in found})
 
 
 def _explain(tx: Transaction) -> None:

@@ -22,9 +22,10 @@ from jobsvc.core.model import (
     Unique,
 )
 from jobsvc.core.states import JobState
-from jobsvc.store import queues, releasing, submission, transitions
+from jobsvc.store import queues, verbs
 from jobsvc.store.database import Transaction
-from jobsvc.store.limits import OFFER, PAST, counts_until
+from jobsvc.store.rules import releasing
+from jobsvc.store.rules.limits import OFFER, PAST, counts_until
 from jobsvc.store.tables import jobs, outbox, queue_starts, service
 from tests.store.house import (
     DONE,
@@ -548,11 +549,11 @@ def claim_and_finish(house: House, **fields: Any) -> tuple[int, int]:
     claimed: list[Claimed] = []
 
     def claim(tx: Transaction) -> None:
-        found = transitions.claim(tx, ids, frozenset({"demo"}), "w1", new_token(), LEASE_SECONDS)
+        found = verbs.claim(tx, ids, frozenset({"demo"}), "w1", new_token(), LEASE_SECONDS)
         claimed.extend(found.claimed)
 
     def finish(tx: Transaction) -> None:
-        transitions.finish(tx, {c.job_id: (c.token, DONE) for c in claimed})
+        verbs.finish(tx, {c.job_id: (c.token, DONE) for c in claimed})
 
     return statements(house, claim), statements(house, finish)
 
@@ -574,23 +575,23 @@ def test_jobs_without_limits_cost_no_statement_more(house: House) -> None:
 def claim(house: House, ids: Collection[str]) -> tuple[Claimed, ...]:
     types = frozenset({"demo"})
     return house.write(
-        lambda tx: transitions.claim(tx, ids, types, "w1", new_token(), LEASE_SECONDS)
+        lambda tx: verbs.claim(tx, ids, types, "w1", new_token(), LEASE_SECONDS)
     ).claimed
 
 
 def finish(house: House, claimed: Claimed) -> list[str]:
     """Who was offered its place."""
     endings = {claimed.job_id: (claimed.token, DONE)}
-    _, effects = house.write(lambda tx: transitions.finish(tx, endings))
+    _, effects = house.write(lambda tx: verbs.finish(tx, endings))
     return [dispatch.job_id for dispatch in effects.dispatches]
 
 
 def race(
-    house: House, verbs: Mapping[str, Callable[[Transaction], Any]], slow: str
+    house: House, calls: Mapping[str, Callable[[Transaction], Any]], slow: str
 ) -> dict[str, Any]:
     """What each of two verbs answers. The one that is slow has the lock of a limit first, and
     stands still there until the other waits for it."""
-    (other,) = verbs.keys() - {slow}
+    (other,) = calls.keys() - {slow}
     has_lock = threading.Event()
 
     def first(tx: Transaction) -> Any:
@@ -600,11 +601,11 @@ def race(
                 wait_until_blocked(house)
 
         sa.event.listen(tx.connection, "after_cursor_execute", pause)
-        return verbs[slow](tx)
+        return calls[slow](tx)
 
     def second() -> Any:
         assert has_lock.wait(WAIT_SECONDS_MAX)
-        return house.write(verbs[other])
+        return house.write(calls[other])
 
     return dict(zip((slow, other), together(lambda: house.write(first), second), strict=True))
 
@@ -642,13 +643,13 @@ def test_each_waits_for_the_other_and_sees_what_it_did(
     if not fields:
         house.limit(max_running=1)
     running, job_id = house.start(**fields), house.submit(**fields)
-    verbs: dict[str, Callable[[Transaction], Any]] = {
-        "claim": lambda tx: transitions.claim(
+    calls: dict[str, Callable[[Transaction], Any]] = {
+        "claim": lambda tx: verbs.claim(
             tx, [job_id], frozenset({"demo"}), "w1", new_token(), LEASE_SECONDS
         ),
-        "finish": lambda tx: transitions.finish(tx, {running.job_id: (running.token, DONE)}),
+        "finish": lambda tx: verbs.finish(tx, {running.job_id: (running.token, DONE)}),
     }
-    answers = race(house, verbs, slow)
+    answers = race(house, calls, slow)
     claimed, finished = answers["claim"], answers["finish"]
     if slow == "claim":  # it saw the run that was to end
         assert claimed.claimed == ()
@@ -662,11 +663,11 @@ def test_a_queue_that_is_resumed_leaves_nothing_held(pg_house: House, slow: str)
     """Whichever has the lock of the queue first stands still until the other waits for it."""
     house = pg_house
     house.pause()
-    verbs: dict[str, Callable[[Transaction], Any]] = {
-        "submit": lambda tx: submission.submit(tx, [new_job()], {}),
+    calls: dict[str, Callable[[Transaction], Any]] = {
+        "submit": lambda tx: verbs.submit(tx, [new_job()], {}),
         "resume": lambda tx: queues.set_paused(tx, "default", False),
     }
-    race(house, verbs, slow)
+    race(house, calls, slow)
     (job_id,) = take_owed(house)
     assert held(house, job_id) == [None]
 
@@ -688,7 +689,7 @@ def test_a_job_starts_after_the_end_of_the_run_whose_place_it_takes(
                 ended.append(finish(house, running))
 
         sa.event.listen(tx.connection, "before_cursor_execute", end_meanwhile)
-        transitions.claim(tx, [job_id], frozenset({"demo"}), "w1", new_token(), LEASE_SECONDS)
+        verbs.claim(tx, [job_id], frozenset({"demo"}), "w1", new_token(), LEASE_SECONDS)
 
     house.write(claim_late)
     assert house.row(job_id).start_time >= house.row(running.job_id).finish_time

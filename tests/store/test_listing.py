@@ -12,10 +12,10 @@ import sqlalchemy as sa
 
 from jobsvc.core.model import JobFilter
 from jobsvc.core.states import JobState
-from jobsvc.store import listing
 from jobsvc.store.batch import lock
 from jobsvc.store.database import Connection, Database
-from jobsvc.store.listing import Search
+from jobsvc.store.reads import listing
+from jobsvc.store.reads.listing import Search
 from tests.store import crowd
 from tests.store.house import wipe
 

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 
 from jobsvc.core.model import JobFilter
 from jobsvc.core.states import JobState
-from jobsvc.store import listing
 from jobsvc.store.database import BY_INDEX, Database, Transaction
-from jobsvc.store.listing import Search
+from jobsvc.store.reads import listing
+from jobsvc.store.reads.listing import Search
 from tests.store.house import House, wipe
 
 JOBS = 20_000

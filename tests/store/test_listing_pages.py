@@ -7,8 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from jobsvc.core.model import AttemptFailed, Input, JobError, JobFilter
-from jobsvc.store import listing
-from jobsvc.store.listing import Search
+from jobsvc.store.reads import listing
+from jobsvc.store.reads.listing import Search
 from tests.store.house import House, new_id
 
 EVERY = Search(JobFilter())

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.store import dispatching, fleet, queries, releasing, transitions, uniqueness
+from jobsvc.store import dispatching, verbs
 from jobsvc.store import schedules as schedule_store
 from jobsvc.store.database import Database, Transaction
+from jobsvc.store.reads import fleet, lookups
+from jobsvc.store.rules import releasing, uniqueness
 from jobsvc.store.tables import idempotency_keys, job_events, jobs, outbox, schedules
 from tests.store.house import House, new_job, new_token, worker
 
@@ -143,19 +145,19 @@ def shortcomings(found: list[str], index: str) -> list[str]:
 WORK: dict[str, tuple[str, Work]] = {
     "claim": (
         "pk_jobs",
-        lambda tx: transitions.claim(tx, IDS, frozenset({"demo"}), "w1", new_token(), 30.0),
+        lambda tx: verbs.claim(tx, IDS, frozenset({"demo"}), "w1", new_token(), 30.0),
     ),
     "renew": (
         "pk_jobs|ix_jobs_list_state",
-        lambda tx: transitions.renew(tx, dict.fromkeys(IDS, new_token()), 30.0),
+        lambda tx: verbs.renew(tx, dict.fromkeys(IDS, new_token()), 30.0),
     ),
-    "promote what is scheduled": ("ix_jobs_scheduled", lambda tx: transitions.promote(tx, 200)),
-    "promote what retries": ("ix_jobs_retrying", lambda tx: transitions.promote(tx, 200)),
-    "expire": ("ix_jobs_expiring", lambda tx: transitions.expire(tx, 200)),
-    "reap": ("ix_jobs_leased", lambda tx: transitions.reap(tx, 200)),
+    "promote what is scheduled": ("ix_jobs_scheduled", lambda tx: verbs.promote(tx, 200)),
+    "promote what retries": ("ix_jobs_retrying", lambda tx: verbs.promote(tx, 200)),
+    "expire": ("ix_jobs_expiring", lambda tx: verbs.expire(tx, 200)),
+    "reap": ("ix_jobs_leased", lambda tx: verbs.reap(tx, 200)),
     "release": ("ix_jobs_held", lambda tx: releasing.release_held(tx, 200)),
-    "purge jobs": ("ix_jobs_purge", lambda tx: transitions.purge(tx, 200)),
-    "purge keys": ("ix_idempotency_keys_expire_time", lambda tx: transitions.purge(tx, 200)),
+    "purge jobs": ("ix_jobs_purge", lambda tx: verbs.purge(tx, 200)),
+    "purge keys": ("ix_idempotency_keys_expire_time", lambda tx: verbs.purge(tx, 200)),
     "holders of unique keys": (
         "ix_jobs_unique",
         lambda tx: uniqueness.lock_holders(tx, [("demo", "2"), ("other", "4")], [], IDS),
@@ -179,11 +181,11 @@ WORK: dict[str, tuple[str, Work]] = {
     ),
     "events of one job": (
         "pk_job_events",
-        lambda tx: queries.list_events(tx.connection, IDS[0], 0, 100),
+        lambda tx: lookups.list_events(tx.connection, IDS[0], 0, 100),
     ),
     "events of many jobs": (
         "pk_job_events",
-        lambda tx: queries.events_after(tx.connection, [(i, 0) for i in IDS], 100),
+        lambda tx: lookups.events_after(tx.connection, [(i, 0) for i in IDS], 100),
     ),
     "events of all jobs": ("ix_job_events_x", lambda tx: page_of_events(tx)),
 }
@@ -211,7 +213,7 @@ def test_a_claim_reads_its_own_jobs_even_where_nothing_is_known_of_the_table(ful
     ids = [str(uuid.UUID(int=(2 << 32) + n)) for n in range(1, 51)]
     found = plans(
         full,
-        lambda tx: transitions.claim(tx, ids, frozenset({"demo"}), "w1", new_token(), 30.0),
+        lambda tx: verbs.claim(tx, ids, frozenset({"demo"}), "w1", new_token(), 30.0),
         "UPDATE jobs SET queued_time = now() WHERE state = 'QUEUED'",
         "DELETE FROM pg_statistic WHERE starelid = 'jobs'::regclass",
         "UPDATE pg_class SET reltuples = -1 WHERE oid = 'jobs'::regclass",

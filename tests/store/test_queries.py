@@ -5,7 +5,7 @@ import pytest
 from jobsvc.core.model import Input, JobError, JobEvent, JobOutcome, Log, Succeeded
 from jobsvc.core.states import JobState
 from jobsvc.errors import JobUnknown
-from jobsvc.store import queries
+from jobsvc.store.reads import lookups
 from tests.store.house import FATAL, House, new_id
 
 
@@ -19,7 +19,7 @@ def told(house: House, lines: int) -> str:
 def after(
     house: House, cursors: list[tuple[str, int]], limit: int
 ) -> dict[tuple[str, int], list[int]]:
-    found = house.database.read(lambda c: queries.events_after(c, cursors, limit))
+    found = house.database.read(lambda c: lookups.events_after(c, cursors, limit))
     assert all(e.job_id == cursor[0] for cursor, events in found.items() for e in events)
     return {cursor: [e.sequence for e in events] for cursor, events in found.items()}
 
@@ -27,14 +27,14 @@ def after(
 def test_a_job_comes_with_its_payload_and_many_without(house: House) -> None:
     first, second = told(house, 0), told(house, 0)
     assert house.get(first).input == Input(b"payload")
-    found = house.database.read(lambda c: queries.get_jobs(c, [first, new_id(), second]))
+    found = house.database.read(lambda c: lookups.get_jobs(c, [first, new_id(), second]))
     assert set(found) == {first, second}
     assert found[first].input is None
-    assert house.database.read(lambda c: queries.get_jobs(c, [])) == {}
+    assert house.database.read(lambda c: lookups.get_jobs(c, [])) == {}
 
 
 def test_an_unknown_job_is_said_to_be_so(house: House) -> None:
-    for query in (queries.get_job, queries.get_outcome):
+    for query in (lookups.get_job, lookups.get_outcome):
         with pytest.raises(JobUnknown) as caught:
             house.database.read(lambda c, q=query: q(c, new_id()))  # type: ignore[misc]
         assert caught.value.job_id
@@ -42,7 +42,7 @@ def test_an_unknown_job_is_said_to_be_so(house: House) -> None:
 
 def test_an_outcome_is_a_state_then_a_result_or_an_error(house: House) -> None:
     def outcome(job_id: str) -> JobOutcome:
-        return house.database.read(lambda c: queries.get_outcome(c, job_id))
+        return house.database.read(lambda c: lookups.get_outcome(c, job_id))
 
     running = house.start()
     assert outcome(running.job_id) == JobOutcome(running.job_id, JobState.RUNNING)
@@ -60,7 +60,7 @@ def test_events_are_listed_in_order_page_by_page(house: House) -> None:
 
     def page(start: int, limit: int) -> list[int]:
         found: list[JobEvent] = house.database.read(
-            lambda c: queries.list_events(c, job_id, start, limit)
+            lambda c: lookups.list_events(c, job_id, start, limit)
         )
         return [event.sequence for event in found]
 
@@ -70,7 +70,7 @@ def test_events_are_listed_in_order_page_by_page(house: House) -> None:
 
 def test_heads_tell_how_far_a_job_is(house: House) -> None:
     job_id = told(house, 3)
-    heads = house.database.read(lambda c: queries.heads(c, [job_id, new_id()]))
+    heads = house.database.read(lambda c: lookups.heads(c, [job_id, new_id()]))
     assert heads == {job_id: (5, JobState.RUNNING)}
 
 

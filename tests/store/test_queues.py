@@ -12,7 +12,8 @@ from jobsvc.core.model import Concurrency, JobTypeInfo
 from jobsvc.core.operations import Explanation, JobType, Queue, RateLimit, WaitReason, Worker
 from jobsvc.core.states import JobState
 from jobsvc.errors import JobUnknown
-from jobsvc.store import explaining, queues, registry
+from jobsvc.store import queues, registry
+from jobsvc.store.reads import explaining
 from jobsvc.store.tables import queue_starts, workers
 from tests.store.house import DONE, FATAL, RETRYABLE, House, new_id, worker
 

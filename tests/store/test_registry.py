@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from jobsvc.core.model import DAY, JobTypeInfo
-from jobsvc.store import registry
+from jobsvc.store import queues, registry
 from jobsvc.store.tables import workers
 from tests.store.house import House, together, worker
 
@@ -98,22 +98,22 @@ def test_prefetch_counts_the_live_workers_of_the_queue(house: House) -> None:
 
 def test_a_broken_queue_is_left_behind_once(house: House) -> None:
     def leave(broken: int) -> int:
-        return house.write(lambda tx: registry.next_generation(tx, "default", broken))
+        return house.write(lambda tx: queues.next_generation(tx, "default", broken))
 
     house.announce(worker(queues=("default", "slow")))
-    assert house.database.read(registry.generations) == {"default": 1, "slow": 1}
+    assert house.database.read(queues.generations) == {"default": 1, "slow": 1}
     assert together(*[lambda: leave(1)] * 5) == [2] * 5
     assert leave(1) == 2
     assert leave(2) == 3
-    assert house.database.read(registry.generations) == {"default": 3, "slow": 1}
+    assert house.database.read(queues.generations) == {"default": 3, "slow": 1}
 
 
 def test_naming_a_queue_again_keeps_its_generation(house: House) -> None:
-    house.write(lambda tx: registry.add_queues(tx, ["b", "a", "b"]))
-    house.write(lambda tx: registry.next_generation(tx, "a", 1))
-    house.write(lambda tx: registry.add_queues(tx, ["a", "c"]))
+    house.write(lambda tx: queues.add_queues(tx, ["b", "a", "b"]))
+    house.write(lambda tx: queues.next_generation(tx, "a", 1))
+    house.write(lambda tx: queues.add_queues(tx, ["a", "c"]))
     house.announce(worker(queues=("a",)))
-    assert house.database.read(registry.generations) == {"a": 2, "b": 1, "c": 1}
+    assert house.database.read(queues.generations) == {"a": 2, "b": 1, "c": 1}
 
 
 @pytest.mark.parametrize("workers_count", [8])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from jobsvc.core.model import DAY, Effects, Log, Output, Progress, Report
-from jobsvc.store.transitions import LOG_BYTES_MAX, OUTPUT_BYTES_MAX
+from jobsvc.store.verbs.running import LOG_BYTES_MAX, OUTPUT_BYTES_MAX
 from tests.store.house import DONE, RETRYABLE, House
 
 

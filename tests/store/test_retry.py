@@ -14,9 +14,9 @@ from jobsvc.core.model import Job, JobError, Log, Output, Progress, Unique, Uniq
 from jobsvc.core.model import OnConflict as How
 from jobsvc.core.states import JobState
 from jobsvc.errors import JobStateForbids, JobUnknown, UniqueConflict
-from jobsvc.store.submission import Submitted
 from jobsvc.store.tables import idempotency_keys, job_events, job_labels, jobs
-from jobsvc.store.transitions import LOG_BYTES_MAX, OUTPUT_BYTES_MAX
+from jobsvc.store.verbs import Submitted
+from jobsvc.store.verbs.running import LOG_BYTES_MAX, OUTPUT_BYTES_MAX
 from tests.store.house import CRASH, DONE, FATAL, RETRYABLE, House, new_id, new_job
 
 

@@ -52,8 +52,8 @@ from jobsvc.core.states import (
 )
 from jobsvc.errors import JobStateForbids, JobUnknown, UniqueConflict
 from jobsvc.store.database import Database
-from jobsvc.store.submission import Submitted
 from jobsvc.store.tables import jobs
+from jobsvc.store.verbs import Submitted
 from tests.checker import check
 from tests.store.conftest import connect, open_database, sqlite_url
 from tests.store.house import CRASH, DONE, FATAL, LEASE_SECONDS, RETRYABLE, House, new_job, wipe

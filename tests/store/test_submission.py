@@ -12,8 +12,9 @@ from jobsvc.core.model import DAY, Effects, Input, JobTypeInfo, RetryPolicy
 from jobsvc.core.states import JobState
 from jobsvc.errors import IdempotencyKeyReused
 from jobsvc.store.database import Transaction
-from jobsvc.store.submission import KEY_LIFETIME, Submitted, find_keys, preview, submit
 from jobsvc.store.tables import idempotency_keys, job_events, jobs
+from jobsvc.store.verbs import Submitted, preview, submit
+from jobsvc.store.verbs.submitting import KEY_LIFETIME, find_keys
 from tests.store.house import (
     DONE,
     WAIT_SECONDS_MAX,

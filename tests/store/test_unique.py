@@ -13,10 +13,12 @@ from jobsvc.core.model import Effects, Ending, Job, JobError, NewJob, Unique, Un
 from jobsvc.core.model import OnConflict as How
 from jobsvc.core.states import JobState
 from jobsvc.errors import IdempotencyKeyReused, JobStateForbids, JobUnknown, UniqueConflict
-from jobsvc.store import transitions
-from jobsvc.store.database import Transaction, lock_number
-from jobsvc.store.submission import Answer, Submitted, find_keys, preview, submit
+from jobsvc.store import verbs
+from jobsvc.store.database import Transaction
+from jobsvc.store.dialects.statements import lock_number
 from jobsvc.store.tables import idempotency_keys, job_labels, jobs
+from jobsvc.store.verbs import Answer, Submitted, preview, submit
+from jobsvc.store.verbs.submitting import find_keys
 from tests.store.house import (
     DONE,
     EVERY_TYPE,
@@ -315,7 +317,7 @@ def test_whoever_replaces_leaves_a_job_whose_claim_came_first(pg_house: House) -
     claiming = threading.Event()
 
     def claim(tx: Transaction) -> None:
-        transitions.claim(tx, [old], EVERY_TYPE, "w1", new_token(), 30.0)
+        verbs.claim(tx, [old], EVERY_TYPE, "w1", new_token(), 30.0)
         claiming.set()
         wait_until_blocked(house)
 

@@ -16,7 +16,7 @@ from jobsvc.broker.publisher import Publisher
 from jobsvc.broker.topology import Broker, BrokerUnavailable
 from jobsvc.core.model import Change, Dispatch, Effects
 from jobsvc.outbox import Outbox, relay_once
-from jobsvc.store import registry
+from jobsvc.store import queues
 from jobsvc.store.database import Database
 from jobsvc.store.tables import outbox as outbox_table
 from tests.harness.wait import until
@@ -66,7 +66,7 @@ class LineBroker(Broker):
 def queue(house: House) -> str:
     """A queue of this test: those of the memory transport belong to the process."""
     name = f"q{new_id()}"
-    house.write(lambda tx: registry.add_queues(tx, [name]))
+    house.write(lambda tx: queues.add_queues(tx, [name]))
     return name
 
 
@@ -395,7 +395,7 @@ def test_a_queue_that_nobody_named_before(make: MakeOutbox, house: House) -> Non
         house.submit(queue=queue)
         outbox.tell(house.effects)
         until(lambda: not house.owed(), SECONDS_MAX, "its row is deleted")
-        assert queue in house.database.read(registry.generations)
+        assert queue in house.database.read(queues.generations)
         assert len(on_broker(queue)) == 1
 
 
@@ -516,7 +516,7 @@ def test_it_follows_a_queue_to_its_next_generation(
     publisher = sweeps.outbox._publisher
     job_id = house.submit(queue=queue)
     publisher.publish(house.effects.dispatches)
-    house.write(lambda tx: registry.next_generation(tx, queue, 1))
+    house.write(lambda tx: queues.next_generation(tx, queue, 1))
     sweeps.sweep()
     publisher.publish(house.effects.dispatches)
     assert [len(on_broker(queue, generation)) for generation in (1, 2)] == [1, 1]

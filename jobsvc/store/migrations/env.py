@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import context
 
+from jobsvc.store.dialects.sockets import waiting_long
 from jobsvc.store.tables import metadata
-from jobsvc.store.waiting import waiting_long
 
 # Any number: it keeps two `jobsvc migrate` from running side by side on one database.
 _MIGRATE_LOCK = 0x6A6F6273

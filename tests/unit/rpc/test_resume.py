@@ -8,7 +8,7 @@ from jobsvc.errors import InvalidRequest
 from jobsvc.rpc.resume import ResumeTokens
 from jobsvc.rpc.signing import Signer
 from jobsvc.services.fleet import Mark
-from jobsvc.store.fleet import NO_JOB
+from jobsvc.store.reads.fleet import NO_JOB
 
 INCARNATION = "0ab5de32-4a1c-4f8c-a2f4-b3b6a54f4f7c"
 JOB_ID = "01a20fd4-d592-729d-9646-b420d5e14aab"

@@ -24,7 +24,7 @@ from jobsvc.errors import (
 from jobsvc.services import fleet as module
 from jobsvc.services.fleet import Beat, Fleet, Mark, Told
 from jobsvc.store.database import Database
-from jobsvc.store.fleet import NO_JOB, page_after
+from jobsvc.store.reads.fleet import NO_JOB, page_after
 from jobsvc.store.tables import service
 from tests.store.house import DONE, FATAL, RETRYABLE, House
 

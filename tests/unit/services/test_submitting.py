@@ -26,10 +26,10 @@ from jobsvc.services.jobs import Jobs
 from jobsvc.services.submitting import GroupCommit, Registry
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import WatchHub
-from jobsvc.store import registry
+from jobsvc.store import queues, registry
 from jobsvc.store.database import CommitUnknown, Database, Transaction
-from jobsvc.store.submission import Submitted
 from jobsvc.store.tables import idempotency_keys, job_events, jobs, outbox
+from jobsvc.store.verbs import Submitted
 from tests.store.house import DONE, FATAL, House, new_id, new_job, worker
 from tests.unit.conftest import POOL_SIZE, hasten
 
@@ -150,9 +150,9 @@ async def test_a_queue_is_known_with_its_first_job(
     group: GroupCommit, known: Registry, database: Disturbed
 ) -> None:
     await group.submit(new_job(queue="first"), known)
-    assert "first" in database.read(registry.generations)
+    assert "first" in database.read(queues.generations)
     await group.submit_all([new_job(queue="second"), new_job(queue="first")], known)
-    assert database.read(registry.generations) == {"first": 1, "second": 1}
+    assert database.read(queues.generations) == {"first": 1, "second": 1}
 
 
 async def test_many_at_once_share_commits(

@@ -8,9 +8,9 @@ import pytest
 
 from jobsvc.core.model import Ending, Log
 from jobsvc.core.states import EventType, JobState
-from jobsvc.store import transitions
+from jobsvc.store import verbs
 from jobsvc.store.database import Transaction
-from jobsvc.store.transitions import LOG_BYTES_MAX, LOG_BYTES_MIN
+from jobsvc.store.verbs.running import LOG_BYTES_MAX, LOG_BYTES_MIN
 from tests.harness.wait import until
 from tests.store.house import new_id
 from worker import attempt
@@ -354,13 +354,13 @@ def test_a_flood_of_reports_is_recorded_in_parts(
 ) -> None:
     """And does not keep others from ending."""
     sizes: list[int] = []
-    report = transitions.report
+    report = verbs.report
 
     def measured(tx: Transaction, reports: dict[str, tuple[str, list[Log]]]) -> object:
         sizes.append(sum(len(entries) for _, entries in reports.values()))
         return report(tx, reports)
 
-    monkeypatch.setattr(transitions, "report", measured)
+    monkeypatch.setattr(verbs, "report", measured)
     monkeypatch.setattr(attempt, "REPORTS_MAX", 50)
     flood, _ = runtime.run()
     other, other_delivery = runtime.run()
@@ -399,14 +399,14 @@ def test_a_flood_takes_no_more_memory_than_its_budget(
 
 def refuse(monkeypatch: pytest.MonkeyPatch, refused: Callable[[str, Ending], bool]) -> None:
     """Has the database refuse outcomes for what is in them."""
-    finish = transitions.finish
+    finish = verbs.finish
 
     def picky(tx: Transaction, endings: dict[str, tuple[str, Ending]]) -> object:
         if any(refused(job_id, ending) for job_id, (_, ending) in endings.items()):
             raise OverflowError
         return finish(tx, endings)
 
-    monkeypatch.setattr(transitions, "finish", picky)
+    monkeypatch.setattr(verbs, "finish", picky)
 
 
 def test_an_outcome_that_the_database_refuses_fails_alone(
@@ -449,14 +449,14 @@ def test_a_job_that_cannot_be_claimed_holds_nobody_up(
     idle: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = idle.house.submit(), idle.house.submit()
-    claim = transitions.claim
+    claim = verbs.claim
 
     def picky(tx: Transaction, ids: dict[str, object], *rest: object) -> object:
         if bad in ids:
             raise OverflowError
         return claim(tx, ids, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(transitions, "claim", picky)
+    monkeypatch.setattr(verbs, "claim", picky)
     delivery = idle.deliver(bad)
     idle.deliver(good)
     idle.start()

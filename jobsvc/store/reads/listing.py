@@ -20,8 +20,8 @@ import sqlalchemy as sa
 
 from jobsvc.core.model import Job, JobFilter
 from jobsvc.store.rows import JOB_COLUMNS, JOB_COLUMNS_WITH_PAYLOAD, job_from_row
+from jobsvc.store.rules.uniqueness import IS_FREE
 from jobsvc.store.tables import EPOCH, Json, idempotency_keys, job_labels, jobs
-from jobsvc.store.uniqueness import IS_FREE
 
 # Entries of an index: that one walk reads, that one statement reads, by which ways are compared.
 LOOK = 10_000

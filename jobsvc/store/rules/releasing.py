@@ -19,7 +19,7 @@ from jobsvc.core.model import Effects
 from jobsvc.store import registry
 from jobsvc.store.batch import OFFERED, Batch, LockedJob, lock_next
 from jobsvc.store.database import BY_INDEX, Transaction
-from jobsvc.store.limits import Room, count_running_keys, rank
+from jobsvc.store.rules.limits import Room, count_running_keys, rank
 from jobsvc.store.tables import job_types, jobs, queues
 
 # How many more jobs are looked at than there are places, since some wait for a key as well.

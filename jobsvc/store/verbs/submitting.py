@@ -14,12 +14,14 @@ from jobsvc.core.model import Effects, Job, JobTypeInfo, NewJob, OnConflict
 from jobsvc.core.states import EventType, JobState
 from jobsvc.errors import IdempotencyKeyReused, UniqueConflict
 from jobsvc.store.batch import Batch, LockedJob
-from jobsvc.store.database import Transaction, clock, insert_many, insert_or_ignore
-from jobsvc.store.queries import get_jobs
-from jobsvc.store.rows import job_from_row
+from jobsvc.store.database import Transaction
+from jobsvc.store.dialects.clock import clock
+from jobsvc.store.dialects.statements import insert_many, insert_or_ignore
+from jobsvc.store.reads.lookups import get_jobs
+from jobsvc.store.rows import job_from_row, label_rows
+from jobsvc.store.rules.uniqueness import Holders, Key, active, lock_holders
 from jobsvc.store.tables import idempotency_keys, job_labels, jobs
-from jobsvc.store.transitions import expire_one, label_rows, replace_waiting
-from jobsvc.store.uniqueness import Holders, Key, active, lock_holders
+from jobsvc.store.verbs.arrows import expire_one, replace_waiting
 
 DEFAULT_QUEUE = "default"
 DEFAULT_MAX_ATTEMPTS = 10
@@ -107,16 +109,16 @@ class _Call:
     def write(self, taken: Mapping[str, tuple[bytes, str]]) -> Effects:
         """`taken`: the idempotency keys as they were taken; they become what `names` says."""
         tx = self.batch.tx
-        insert_many(tx, jobs, self.rows)
+        insert_many(tx.connection, jobs, self.rows)
         labels = [each for row in self.rows for each in label_rows(row["id"], row["labels"])]
-        insert_many(tx, job_labels, labels)
+        insert_many(tx.connection, job_labels, labels)
         for row in self.rows:
             if (job := self.jobs[row["id"]]).state == JobState.QUEUED:
                 self.batch.dispatch_new(job)
         if wrong := [key for key, name in taken.items() if self.names.get(key) != name]:
             tx.execute(sa.delete(idempotency_keys).where(idempotency_keys.c.key.in_(wrong)))
             right = [_key_row(tx.now, k, *self.names[k]) for k in wrong if k in self.names]
-            insert_many(tx, idempotency_keys, right)
+            insert_many(tx.connection, idempotency_keys, right)
         return self.batch.write()
 
     def show(self, answer: Answer, earlier: Mapping[str, Job]) -> Answer:
@@ -249,7 +251,9 @@ def _take_keys(
     if not first:
         return {}, {}
     wanted = {key: (first[key].request_hash, first[key].job_id) for key in sorted(first)}
-    statement = insert_or_ignore(tx, idempotency_keys, "key").returning(idempotency_keys.c.key)
+    statement = insert_or_ignore(tx.connection, idempotency_keys, "key").returning(
+        idempotency_keys.c.key
+    )
     taken: set[str] = set()
     used: dict[str, tuple[bytes, str]] = {}
     # Once more for a key that was in use, and that the purge deleted before it was looked at.

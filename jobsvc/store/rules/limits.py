@@ -22,7 +22,8 @@ import sqlalchemy as sa
 
 from jobsvc.core.states import JobState
 from jobsvc.store.batch import KEY, OFFERED, QUEUE, LockedJob
-from jobsvc.store.database import Transaction, add_up, lock_names
+from jobsvc.store.database import Transaction
+from jobsvc.store.dialects.statements import add_up, lock_names
 from jobsvc.store.registry import RUNNING
 from jobsvc.store.tables import EPOCH, MICROSECOND, jobs, queue_starts, queues
 
@@ -159,7 +160,9 @@ class Room:
         for name in self._rates.keys() & self._started.keys():
             until = counts_until(self._tx.now, self._rates[name].period)
             row = {"queue": name, "until": until, "starts": self._started[name]}
-            self._tx.execute(add_up(self._tx, queue_starts, ("queue", "until"), "starts"), row)
+            self._tx.execute(
+                add_up(self._tx.connection, queue_starts, ("queue", "until"), "starts"), row
+            )
             latest = self._tx.now - PAST
             self._tx.execute(
                 sa.delete(queue_starts).where(
@@ -187,7 +190,7 @@ class Room:
         return shares
 
     def _lock_keys(self, keys: Collection[str]) -> dict[str, _Share]:
-        lock_names(self._tx, [f"concurrency {key}" for key in keys])
+        lock_names(self._tx.connection, [f"concurrency {key}" for key in keys])
         running = count_running_keys(self._tx.connection, keys)
         return {key: _Share(-running.get(key, 0)) for key in keys}
 

@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from jobsvc.core.model import OnConflict, UniqueScope
 from jobsvc.core.states import WAITING_STATES, JobState
 from jobsvc.store.batch import LockedJob, lock
-from jobsvc.store.database import Transaction, lock_names
+from jobsvc.store.database import Transaction
+from jobsvc.store.dialects.statements import lock_names
 from jobsvc.store.rows import JOB_COLUMNS
 from jobsvc.store.tables import jobs
 
@@ -82,7 +83,7 @@ def lock_holders(
     """
     found: Sequence[Any] = ()
     if keys:
-        lock_names(tx, [f"unique {job_type} {key}" for job_type, key in keys])
+        lock_names(tx.connection, [f"unique {job_type} {key}" for job_type, key in keys])
         found = active(tx.connection, keys)
     wanted = {row.id for row in found if row.state in WAITING_STATES and key_of(row) in replaced}
     wanted.update(job_ids)

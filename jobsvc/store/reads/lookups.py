@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from jobsvc.core.model import Input, Job, JobError, JobEvent, JobOutcome
 from jobsvc.core.states import JobState
 from jobsvc.errors import JobUnknown
-from jobsvc.store.database import pairs
+from jobsvc.store.dialects.statements import pairs
 from jobsvc.store.rows import (
     EVENT_COLUMNS,
     JOB_COLUMNS,

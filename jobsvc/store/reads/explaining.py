@@ -12,8 +12,8 @@ from jobsvc.core.states import JobState
 from jobsvc.errors import JobUnknown
 from jobsvc.store import registry
 from jobsvc.store.batch import KEY, TYPE
-from jobsvc.store.database import clock
-from jobsvc.store.limits import count_running, count_running_keys, load_rates
+from jobsvc.store.dialects.clock import clock
+from jobsvc.store.rules.limits import count_running, count_running_keys, load_rates
 from jobsvc.store.tables import jobs, queues, workers
 
 # How many jobs of the queue are looked at to count those that go first.

@@ -8,9 +8,9 @@ import pytest
 import sqlalchemy as sa
 
 from jobsvc.errors import DatabaseUnavailable
-from jobsvc.store import waiting
 from jobsvc.store.database import CommitUnknown, Transaction
-from jobsvc.store.waiting import waiting_long
+from jobsvc.store.dialects import sockets
+from jobsvc.store.dialects.sockets import waiting_long
 from tests.harness.proxy import Proxy
 from tests.store.conftest import connect
 from tests.store.house import House
@@ -20,7 +20,7 @@ SECONDS = 0.3
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "SILENCE_SECONDS_MAX", SECONDS)
+    monkeypatch.setattr(sockets, "SILENCE_SECONDS_MAX", SECONDS)
 
 
 @pytest.mark.usefixtures("impatient")

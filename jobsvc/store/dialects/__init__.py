@@ -1,0 +1,1 @@
+"""What knows how PostgreSQL and SQLite differ."""

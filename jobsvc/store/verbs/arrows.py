@@ -1,0 +1,95 @@
+"""Arrows that several verbs take: what a failed attempt, a cancel and an expiration lead to.
+
+Each records its events in the caller's `Batch`; nothing is written before `Batch.write`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from jobsvc.core.model import (
+    JobError,
+    RetryPolicy,
+)
+from jobsvc.core.states import (
+    CRASHES_MAX,
+    WAITING_STATES,
+    EventType,
+    JobState,
+    backoff_seconds,
+)
+from jobsvc.store.batch import Batch, LockedJob
+from jobsvc.store.database import Transaction
+from jobsvc.store.rows import policy_from_row
+from jobsvc.store.tables import job_events, job_labels, jobs
+
+
+def fail(
+    batch: Batch,
+    job: LockedJob,
+    error: JobError,
+    retry_after: float | None = None,
+    crashed: bool = False,
+) -> None:
+    failures, crashes = job.failures + 1, job.crashes + crashed
+    counted = {"failures": failures, "crashes": crashes}
+    if not error.retryable or failures >= job.max_attempts or crashes >= CRASHES_MAX:
+        batch.move(job, EventType.ATTEMPT_FAILED, JobState.RUNNING, error=error, **counted)
+        batch.move(job, EventType.FAILED, JobState.FAILED, error=error)
+    elif job.cancel_reason is not None:  # it would wait again otherwise
+        batch.move(job, EventType.ATTEMPT_FAILED, JobState.RUNNING, error=error, **counted)
+        end_cancelled(batch, job, job.cancel_reason)
+    else:
+        seconds = retry_after if retry_after is not None else _backoff(job, failures)
+        due = batch.tx.now + timedelta(seconds=seconds)
+        batch.move(
+            job,
+            EventType.ATTEMPT_FAILED,
+            JobState.RETRYING,
+            error=error,
+            next_attempt_time=due,
+            **counted,
+        )
+
+
+def _backoff(job: LockedJob, failures: int) -> float:
+    policy: RetryPolicy = policy_from_row(job)
+    return backoff_seconds(
+        failures,
+        policy.initial_backoff,
+        policy.backoff_multiplier,
+        policy.max_backoff,
+        policy.jitter,
+    )
+
+
+def end_cancelled(batch: Batch, job: LockedJob, reason: str, actor: str = "") -> None:
+    error = JobError("CANCELLED", reason or "cancelled by request")
+    batch.move(job, EventType.CANCELLED, JobState.CANCELLED, error=error, actor=actor)
+
+
+def expire_one(batch: Batch, job: LockedJob) -> None:
+    error = JobError("EXPIRED", "its expire_time passed before an attempt could start")
+    batch.move(job, EventType.FAILED, JobState.FAILED, error=error)
+
+
+def replace_waiting(
+    batch: Batch, holders: Iterable[Any], job_id: str, actor: str
+) -> tuple[str, ...]:
+    """Those that wait end CANCELLED for the sake of `job_id`; answers their ids. What runs is
+    left."""
+    waiting = [job for job in holders if job.state in WAITING_STATES]
+    for job in waiting:
+        end_cancelled(batch, job, f"replaced by job {job_id}", actor)
+    return tuple(job.id for job in waiting)
+
+
+def remove(tx: Transaction, job_ids: Sequence[str]) -> None:
+    if job_ids:
+        tx.execute(sa.delete(job_events).where(job_events.c.job_id.in_(job_ids)))
+        tx.execute(sa.delete(job_labels).where(job_labels.c.job_id.in_(job_ids)))
+        tx.execute(sa.delete(jobs).where(jobs.c.id.in_(job_ids)))

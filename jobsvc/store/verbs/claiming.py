@@ -1,0 +1,138 @@
+"""QUEUED -> RUNNING: which of the jobs that a worker has messages of it may run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from jobsvc.core.model import (
+    Claimed,
+    Effects,
+    Input,
+)
+from jobsvc.core.states import (
+    EventType,
+    JobState,
+)
+from jobsvc.store import registry
+from jobsvc.store.batch import OFFERED, TYPE, Batch, LockedJob, lock
+from jobsvc.store.database import Transaction
+from jobsvc.store.dialects.clock import clock
+from jobsvc.store.rules.limits import Room, rank
+from jobsvc.store.rules.releasing import release
+from jobsvc.store.tables import jobs
+from jobsvc.store.verbs.arrows import expire_one
+
+# A message of a type that its receiver cannot run goes round again after this long.
+OTHER_TYPE_DELAY = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimResult:
+    claimed: tuple[Claimed, ...]
+    effects: Effects
+
+
+def claim(
+    tx: Transaction,
+    job_ids: Iterable[str],
+    types: frozenset[str],
+    worker_id: str,
+    token: str,
+    lease_seconds: float,
+    priorities: Mapping[str, int] | None = None,
+) -> ClaimResult:
+    """QUEUED -> RUNNING for those of `job_ids` that are due and of a type in `types`.
+
+    Waits for row locks: passing over a locked row would drop its message while somebody only
+    keeps books on it. `token` is new and random for each call. Called again with the same token
+    (after a COMMIT of unknown outcome) it also answers what that call had claimed. `priorities`
+    are those of the messages: a job that has another one by now has a newer message, too, and is
+    left for that.
+    """
+    batch = Batch(tx)
+    claimed = []
+    locked = lock(tx, job_ids, jobs.c.payload, jobs.c.payload_content_type)
+    latest = (job for job in locked.values() if _is_latest(job, priorities))
+    starting = _pick(batch, [job for job in latest if job.state == JobState.QUEUED], types)
+    for job in locked.values():
+        if job.state == JobState.RUNNING and job.lease_token == token:
+            claimed.append(_claimed(job, token, 0.0))
+        elif job.id in starting:
+            waited = (tx.now - job.queued_time).total_seconds()
+            batch.move(
+                job,
+                EventType.STARTED,
+                JobState.RUNNING,
+                attempt=job.attempt + 1,
+                start_time=tx.now,
+                worker_id=worker_id,
+                lease_token=token,
+                lease_expire_time=tx.now + timedelta(seconds=lease_seconds),
+                progress=None,
+                held=False,
+                held_for=None,
+            )
+            claimed.append(_claimed(job, token, waited))
+    return ClaimResult(tuple(claimed), batch.write())
+
+
+def _pick(batch: Batch, queued: list[LockedJob], types: frozenset[str]) -> set[str]:
+    """Which of the QUEUED jobs start; the others expire, are passed on, or held."""
+    offered = [job for job in queued if job.held_for == OFFERED]
+    room = Room.of(batch.tx, queued, asking=True)
+    if room is not None:
+        # It may have waited for those whose places it takes: they ended before these start.
+        batch.tx.now = max(batch.tx.now, clock(batch.tx.connection))
+    starting = set()
+    others = []
+    for job in sorted(queued, key=rank):
+        if job.expire_time is not None and job.expire_time <= batch.tx.now:
+            expire_one(batch, job)
+        elif job.job_type not in types:
+            others.append(job)
+        elif room is not None and (refused := room.take(job)) is not None:
+            batch.hold(job, refused)
+        else:
+            starting.add(job.id)
+    _pass_on(batch, others)
+    if room is not None:
+        room.write_starts()
+        # The places of what was offered one and does not start are for others.
+        if left := [job for job in offered if job.held_for != OFFERED]:
+            keys = Counter(job.concurrency_key for job in left if job.concurrency_key is not None)
+            release(batch, room, room.limited & {job.queue for job in left}, keys, len(left))
+    return starting
+
+
+def _is_latest(job: LockedJob, priorities: Mapping[str, int] | None) -> bool:
+    return priorities is None or priorities[job.id] == job.priority
+
+
+def _claimed(job: LockedJob, token: str, waited: float) -> Claimed:
+    return Claimed(
+        job_id=job.id,
+        token=token,
+        job_type=job.job_type,
+        queue=job.queue,
+        attempt=job.attempt,
+        input=Input(job.payload, job.payload_content_type),
+        timeout=job.timeout,
+        trace_id=job.trace_id,
+        span_id=job.span_id,
+        waited=waited,
+    )
+
+
+def _pass_on(batch: Batch, others: list[LockedJob]) -> None:
+    """Jobs that the receiver has no handler for: to another worker, or held until one has it."""
+    if not others:
+        return
+    live = registry.live_types(batch.tx)
+    for job in others:
+        if (job.queue, job.job_type) in live:
+            batch.dispatch(job, OTHER_TYPE_DELAY)
+        else:
+            batch.hold(job, TYPE)

@@ -1,0 +1,128 @@
+"""What time changes: jobs that are due, past their expiration, without a lease, or to be purged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import sqlalchemy as sa
+
+from jobsvc.core.model import (
+    Effects,
+    JobError,
+)
+from jobsvc.core.states import (
+    WAITING_STATES,
+    EventType,
+    JobState,
+)
+from jobsvc.store.batch import Batch, LockedJob, lock_next
+from jobsvc.store.database import Transaction
+from jobsvc.store.rules.releasing import make_room
+from jobsvc.store.tables import idempotency_keys, jobs
+from jobsvc.store.verbs.arrows import expire_one, fail, remove
+
+# A resume token of a fleet watcher is good for an hour, the shortest retention, from when it was
+# made; what ended just before that, in a transaction that took its time, may come after it.
+PURGE_GRACE = timedelta(minutes=1)
+
+
+def promote(tx: Transaction, limit: int) -> tuple[int, Effects]:
+    """SCHEDULED and RETRYING -> QUEUED where due."""
+    scheduled = lock_next(
+        tx,
+        limit,
+        jobs.c.schedule_time,
+        jobs.c.state == JobState.SCHEDULED,
+        jobs.c.schedule_time <= tx.now,
+    )
+    retrying = lock_next(
+        tx,
+        limit,
+        jobs.c.next_attempt_time,
+        jobs.c.state == JobState.RETRYING,
+        jobs.c.next_attempt_time <= tx.now,
+    )
+    batch = Batch(tx)
+    for job in (*scheduled, *retrying):
+        if job.expire_time is not None and job.expire_time <= tx.now:
+            expire_one(batch, job)
+        else:
+            batch.move(job, EventType.QUEUED, JobState.QUEUED)
+    return max(len(scheduled), len(retrying)), batch.write()
+
+
+def expire(tx: Transaction, limit: int) -> tuple[int, Effects]:
+    """Waiting -> FAILED (EXPIRED) where past the expire_time."""
+    due = lock_next(
+        tx,
+        limit,
+        jobs.c.expire_time,
+        jobs.c.state.in_([sa.literal_column(f"'{s}'") for s in WAITING_STATES]),
+        jobs.c.expire_time <= tx.now,
+    )
+    batch = Batch(tx)
+    for job in due:
+        expire_one(batch, job)
+    return len(due), batch.write()
+
+
+def reap(tx: Transaction, limit: int) -> tuple[int, Effects]:
+    """RUNNING with a lease that ran out: a failed attempt like any other, and a crash."""
+    lost = lock_next(
+        tx,
+        limit,
+        jobs.c.lease_expire_time,
+        jobs.c.state == JobState.RUNNING,
+        jobs.c.lease_expire_time <= tx.now,
+    )
+    return len(lost), _lose(tx, lost)
+
+
+def reap_workers(tx: Transaction, worker_ids: Sequence[str], limit: int) -> tuple[int, Effects]:
+    """The same for all jobs of workers that are known to be gone, whatever their lease."""
+    lost = lock_next(
+        tx,
+        limit,
+        jobs.c.id,
+        jobs.c.state == JobState.RUNNING,
+        jobs.c.worker_id.in_(worker_ids),
+    )
+    return len(lost), _lose(tx, lost)
+
+
+def _lose(tx: Transaction, lost: list[LockedJob]) -> Effects:
+    batch = Batch(tx)
+    for job in lost:
+        error = JobError(
+            "WORKER_LOST", f"worker {job.worker_id} stopped renewing its lease", retryable=True
+        )
+        fail(batch, job, error, crashed=True)
+    make_room(batch, lost)
+    return batch.write()
+
+
+def purge(tx: Transaction, limit: int) -> int:
+    """Deletes ended jobs past their purge_time with their events, and idempotency keys past
+    theirs whose job is gone. Answers the count of jobs."""
+    doomed = [
+        row.id
+        for row in tx.execute(
+            sa.select(jobs.c.id)
+            .where(jobs.c.purge_time <= tx.now - PURGE_GRACE)
+            .order_by(jobs.c.purge_time)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+    ]
+    remove(tx, doomed)
+    keys = (
+        sa.select(idempotency_keys.c.key)
+        .where(
+            idempotency_keys.c.expire_time <= tx.now,
+            ~sa.exists().where(jobs.c.id == idempotency_keys.c.job_id),
+        )
+        .limit(limit)
+    )
+    tx.execute(sa.delete(idempotency_keys).where(idempotency_keys.c.key.in_(keys)))
+    return len(doomed)
