@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
+import psycopg2
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import PoolProxiedConnection
 
 from jobsvc.errors import DatabaseUnavailable
+from jobsvc.store.dialects import prepared
 from jobsvc.store.dialects.clock import CLOCK, CLOCK_NUMBERED, CLOCK_SQLITE, NUMBER
 from jobsvc.store.dialects.engines import (
     SQLITE_WAIT_SECONDS,
@@ -28,7 +31,8 @@ from jobsvc.store.dialects.engines import (
     prepare_sqlite,
     sqlstate,
 )
-from jobsvc.store.dialects.sockets import limit_waiting
+from jobsvc.store.dialects.prepared import Statement
+from jobsvc.store.dialects.sockets import has_input, limit_waiting
 from jobsvc.store.tables import service
 
 T = TypeVar("T")
@@ -43,8 +47,7 @@ _OUT_OF_REACH = {"25006", "53100", "53200", "53300", "57P01", "57P02", "57P03", 
 # Of these every pooled connection is suspect: a demoted primary still answers a ping.
 _DISPOSE = {"25006", "57P01", "57P02", "57P03"}
 # For one transaction. What is left to the planner are the indexes whose order the statement names.
-_WAYS = ("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin", "jit")
-BY_INDEX = "; ".join(f"SET LOCAL {way} = off" for way in _WAYS)
+BY_INDEX = "; ".join(f"SET LOCAL {way} = off" for way in prepared.OFF)
 
 
 class CommitUnknown(DatabaseUnavailable):
@@ -89,9 +92,10 @@ class Transaction:
 
 
 class Database:
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+    def __init__(self, url: str, *, pool_size: int = 10, prepare: bool = True) -> None:
         """Connects to nothing yet. `pool_size` bounds the connections and so the threads that can
-        use them side by side."""
+        use them side by side; `once` has as many of its own. `prepare`: connections keep what is
+        prepared on them, which those of a pooler in transaction mode do not."""
         self.url = sa.make_url(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self._writer = threading.Lock() if self.sqlite else nullcontext()
@@ -120,6 +124,18 @@ class Database:
                 hide_parameters=True,
                 connect_args=postgresql_arguments(self.url),
             )
+            self._single = sa.create_engine(
+                self.url,
+                pool_size=pool_size,
+                max_overflow=0,
+                pool_timeout=10,
+                pool_reset_on_return=None,  # nothing is ever left open on them
+                hide_parameters=True,
+                connect_args=postgresql_arguments(self.url),
+            )
+            made = prepared.plan_by_index if prepare else prepared.autocommit
+            sa.event.listen(self._single, "connect", made)
+        self._prepare = prepare
 
         # On PostgreSQL one statement is one round trip then, with no BEGIN and ROLLBACK around it.
         self._reader = (
@@ -196,13 +212,56 @@ class Database:
         else:
             self.read(lambda connection: connection.execute(statement))
 
+    def once(self, statement: Statement, *parameters: object) -> list[tuple[Any, ...]]:
+        """One statement in a transaction of its own, on PostgreSQL alone: one round trip, and its
+        rows as the driver gives them. It may write, and guards itself what it writes.
+
+        Runs again after a deadlock, and where the server itself said that it was ended. Raises
+        CommitUnknown where the connection was lost while it ran, else as `write`.
+        """
+        for attempt in range(CONFLICT_RETRIES + 1):
+            try:
+                return self._once(statement, parameters)
+            except psycopg2.Error as error:
+                away = self._is_away(error.pgcode, isinstance(error, psycopg2.OperationalError))
+                again = error.pgcode in _CONFLICTS or error.pgcode in _DISPOSE
+                if attempt == CONFLICT_RETRIES or not again:
+                    raise (DatabaseUnavailable() if away else error) from error
+                time.sleep(random.uniform(0, 0.02 * 2**attempt))
+            except PoolTimeoutError as error:
+                raise DatabaseUnavailable from error
+        raise AssertionError("the last attempt returns or raises")
+
+    def _once(self, statement: Statement, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
+        connection = self._single_connection()
+        try:
+            return prepared.run(connection, statement, parameters, prepare=self._prepare)
+        except psycopg2.Error as error:
+            if connection.driver_connection is not None and connection.driver_connection.closed:
+                connection.invalidate()
+                if error.pgcode is None:
+                    raise CommitUnknown from error
+            raise
+        finally:
+            connection.close()
+
+    def _single_connection(self) -> PoolProxiedConnection:
+        """One on which the server has said nothing since it was last used: not that it is gone."""
+        while True:
+            connection = self._single.raw_connection()
+            if not has_input(connection):
+                return connection
+            connection.invalidate()
+            connection.close()
+
     @property
     def connections_in_use(self) -> int:
-        pool = self.engine.pool
-        return pool.checkedout() if isinstance(pool, sa.QueuePool) else 0
+        pools = (engine.pool for engine in self._engines)
+        return sum(pool.checkedout() for pool in pools if isinstance(pool, sa.QueuePool))
 
     def close(self) -> None:
-        self.engine.dispose()
+        for engine in self._engines:
+            engine.dispose()
 
     def _write_once(self, body: Callable[[Transaction], T], numbered: bool) -> T:
         with self._writer, self.engine.connect() as connection:
@@ -222,16 +281,26 @@ class Database:
                 raise CommitUnknown from error
             raise
 
+    @property
+    def _engines(self) -> tuple[sa.Engine, ...]:
+        return (self.engine,) if self.sqlite else (self.engine, self._single)
+
     def _translate(self, error: DBAPIError) -> Exception:
-        state = sqlstate(error)
-        if state in _DISPOSE:
-            self.engine.dispose()
-        if (
-            error.connection_invalidated
-            or state in _OUT_OF_REACH
-            or state in _CONFLICTS
-            or state == "57014"  # statement_timeout
-            or (isinstance(error, OperationalError) and (state or "08").startswith("08"))
+        if error.connection_invalidated or self._is_away(
+            sqlstate(error), isinstance(error, OperationalError)
         ):
             return DatabaseUnavailable()
         return error
+
+    def _is_away(self, state: str | None, operational: bool) -> bool:
+        """Whether an error says that the database cannot do it now. Lets go of all connections
+        where they are of no more use."""
+        if state in _DISPOSE:
+            for engine in self._engines:
+                engine.dispose()
+        return (
+            state in _OUT_OF_REACH
+            or state in _CONFLICTS
+            or state == "57014"  # statement_timeout
+            or (operational and (state or "08").startswith("08"))
+        )

@@ -15,9 +15,15 @@ from jobsvc.store import schema
 from jobsvc.store.database import Database
 from tests.checker import check
 from tests.services import fresh_database
+from tests.store.clock import make_clock
 from tests.store.house import House, wipe
 
-POSTGRESQL = {"postgresql15": "postgres_url", "postgresql18": "postgres18_url"}
+# Where verbs do all, and where the hot path takes what is plain.
+POSTGRESQL = {
+    "postgresql15-verbs": "postgres_url",
+    "postgresql15": "postgres_url",
+    "postgresql18": "postgres18_url",
+}
 POOL_SIZE = 20
 
 
@@ -76,6 +82,8 @@ def postgresql_url(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def migrated(store_url: str) -> Iterator[Database]:
     database = open_database(store_url)
+    if not database.sqlite:
+        make_clock(database)
     yield database
     database.close()
 
@@ -83,23 +91,29 @@ def migrated(store_url: str) -> Iterator[Database]:
 @pytest.fixture(scope="session")
 def migrated_postgresql(postgresql_url: str) -> Iterator[Database]:
     database = open_database(postgresql_url)
+    make_clock(database)
     yield database
     database.close()
 
 
 @pytest.fixture
-def house(migrated: Database) -> Iterator[House]:
+def house(migrated: Database, request: pytest.FixtureRequest) -> Iterator[House]:
     """Empty at first; in the end every history in it must be legal."""
     wipe(migrated)
-    yield House(migrated)
+    yield House(migrated, hot=_is_hot(request, "store_url"))
     check(migrated)
 
 
 @pytest.fixture
-def pg_house(migrated_postgresql: Database) -> Iterator[House]:
+def pg_house(migrated_postgresql: Database, request: pytest.FixtureRequest) -> Iterator[House]:
     wipe(migrated_postgresql)
-    yield House(migrated_postgresql)
+    yield House(migrated_postgresql, hot=_is_hot(request, "postgresql_url"))
     check(migrated_postgresql)
+
+
+def _is_hot(request: pytest.FixtureRequest, fixture: str) -> bool:
+    on: str = request.node.callspec.params[fixture]
+    return on in POSTGRESQL and not on.endswith("-verbs")
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def postgresql_arguments(url: sa.URL) -> dict[str, Any]:
         "options": (
             f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} "
             f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS} "
-            "-c timezone=UTC"
+            "-c timezone=UTC -c jit=off"
         ),
     }
     if isinstance(url.host, str) or "host" in url.query:

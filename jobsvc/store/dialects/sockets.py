@@ -37,6 +37,13 @@ def waiting_long() -> Iterator[None]:
         _patience.endless = False
 
 
+def has_input(connection: Any) -> bool:
+    """Whether there is something to read from the server, or the connection is closed."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def _wait(connection: Any) -> None:
     limit_ms = None if getattr(_patience, "endless", False) else SILENCE_SECONDS_MAX * 1000
     while (state := connection.poll()) != POLL_OK:

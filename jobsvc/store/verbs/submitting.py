@@ -96,7 +96,7 @@ class _Call:
         tx = self.batch.tx
         replaced = replace_waiting(self.batch, held, request.job_id, request.actor)
         row = new_row(tx.now, tx.x, request, job_type)
-        job = LockedJob({**_UNSET, **row})
+        job = LockedJob({**UNSET, **row})
         self.rows.append(row)
         self.jobs[job.id] = job
         self.batch.record(job, EventType.SUBMITTED, actor=request.actor)
@@ -155,8 +155,6 @@ def _conflict(request: NewJob, held: Sequence[Any]) -> Answer | None:
 
 def new_row(now: datetime, x: int, request: NewJob, job_type: JobTypeInfo | None) -> dict[str, Any]:
     """The row of a new job, with the defaults of its type and of the service filled in."""
-    unique, concurrency = request.unique, request.concurrency
-    known = job_type or JobTypeInfo(request.job_type)
     due = request.schedule_time or now
     if request.delay is not None:
         due = now + timedelta(seconds=request.delay)
@@ -165,10 +163,26 @@ def new_row(now: datetime, x: int, request: NewJob, job_type: JobTypeInfo | None
         expire_time = now + timedelta(seconds=request.ttl)
     waits = due > now
     return {
+        **timeless_columns(request, job_type),
+        "state": JobState.SCHEDULED if waits else JobState.QUEUED,
+        "create_time": now,
+        "schedule_time": due if waits else now,
+        "expire_time": expire_time,
+        "last_sequence": 1,
+        "last_x": x,
+        "queued_time": None if waits else now,
+        "dispatch_time": None if waits else now,
+    }
+
+
+def timeless_columns(request: NewJob, job_type: JobTypeInfo | None) -> dict[str, Any]:
+    """Those of a new job's columns that do not depend on when it is stored."""
+    unique, concurrency = request.unique, request.concurrency
+    known = job_type or JobTypeInfo(request.job_type)
+    return {
         "id": request.job_id,
         "job_type": request.job_type,
         "queue": request.queue or known.queue or DEFAULT_QUEUE,
-        "state": JobState.SCHEDULED if waits else JobState.QUEUED,
         "priority": request.priority,
         "payload": request.input.data,
         "payload_content_type": request.input.content_type,
@@ -188,13 +202,6 @@ def new_row(now: datetime, x: int, request: NewJob, job_type: JobTypeInfo | None
         "concurrency_max": concurrency and concurrency.max_running,
         "trace_id": request.trace_id,
         "span_id": request.span_id,
-        "create_time": now,
-        "schedule_time": due if waits else now,
-        "expire_time": expire_time,
-        "last_sequence": 1,
-        "last_x": x,
-        "queued_time": None if waits else now,
-        "dispatch_time": None if waits else now,
     }
 
 
@@ -216,11 +223,11 @@ def preview(connection: sa.Connection, request: NewJob, job_type: JobTypeInfo | 
         if conflict is not None:
             return conflict
     row = new_row(clock(connection), 0, request, job_type) | {"id": "", "last_sequence": 0}
-    return Submitted("", job_from_row(SimpleNamespace(**_UNSET, **row)))
+    return Submitted("", job_from_row(SimpleNamespace(**UNSET, **row)))
 
 
 # What a new row leaves to the database.
-_UNSET: dict[str, Any] = {
+UNSET: dict[str, Any] = {
     "attempt": 0,
     "start_time": None,
     "finish_time": None,

@@ -1,0 +1,126 @@
+"""New jobs, as verbs.submit has it."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, Final
+
+import psycopg2.errors
+
+from jobsvc.core.model import Change, Dispatch, Effects, Job, JobTypeInfo, NewJob
+from jobsvc.core.states import EventType, JobState
+from jobsvc.store.batch import PUBLISH_GRACE
+from jobsvc.store.database import Database
+from jobsvc.store.dialects.prepared import Statement
+from jobsvc.store.hot.effects import effects_of
+from jobsvc.store.rows import job_from_row
+from jobsvc.store.verbs.submitting import KEY_LIFETIME, UNSET, Submitted, timeless_columns
+
+SUBMIT: Final = Statement.from_file("submit", "json", "bigint", "interval", "interval")
+# A key that is in use is an error here, and so undoes all.
+SUBMIT_ALL: Final = replace(
+    SUBMIT, name="submit_all", text=SUBMIT.text.replace("ON CONFLICT (key) DO NOTHING", "")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the caller takes for given: job types as of a revision, and queues that are known."""
+
+    revision: int
+    types: Mapping[str, JobTypeInfo]
+    queues: Container[str]
+
+
+def submit(
+    database: Database, requests: Sequence[NewJob], known: Known
+) -> tuple[dict[str, Submitted], Effects]:
+    """Stores the plain ones of `requests`. Answers them by job id; the others, none where the job
+    types have changed or some queue has a limit, are for the verb: those whose idempotency key is
+    in use, too."""
+    rows = {} if database.sqlite else _plain_rows(requests, known)
+    return _store(database, SUBMIT, requests, rows, known) if rows else ({}, Effects())
+
+
+def submit_all(
+    database: Database, requests: Sequence[NewJob], known: Known
+) -> tuple[list[Submitted], Effects] | None:
+    """All of `requests` in their order, where each is plain and no idempotency key is in use; None,
+    and nothing stored, otherwise."""
+    rows = {} if database.sqlite else _plain_rows(requests, known)
+    if len(rows) < len(requests) or not rows:
+        return None
+    try:
+        submitted, effects = _store(database, SUBMIT_ALL, requests, rows, known)
+    except psycopg2.errors.UniqueViolation:
+        return None
+    if not submitted:
+        return None
+    return [submitted[request.job_id] for request in requests], effects
+
+
+def _plain_rows(requests: Sequence[NewJob], known: Known) -> dict[str, dict[str, Any]]:
+    """By job id, the columns of those that may be plain."""
+    rows = {}
+    for request in requests:
+        if _is_plain(request):
+            row = timeless_columns(request, known.types.get(request.job_type))
+            if row["queue"] in known.queues:
+                rows[request.job_id] = row
+    return rows
+
+
+def _is_plain(request: NewJob) -> bool:
+    return (
+        request.unique is None
+        and request.schedule_time is None
+        and request.delay is None
+        and request.expire_time is None
+        and request.ttl is None
+    )
+
+
+def _store(
+    database: Database,
+    statement: Statement,
+    requests: Sequence[NewJob],
+    rows: Mapping[str, dict[str, Any]],
+    known: Known,
+) -> tuple[dict[str, Submitted], Effects]:
+    given = [_given(r, rows[r.job_id]) for r in requests if r.job_id in rows]
+    stored = database.once(
+        statement, json.dumps(given), known.revision, KEY_LIFETIME, PUBLISH_GRACE
+    )
+    submitted = {}
+    changes = []
+    dispatches = []
+    for job_id, outbox_id, now in stored:
+        row = rows[job_id]
+        submitted[job_id] = Submitted(job_id, _job(row, now.astimezone(UTC)))
+        changes.append(Change(job_id, 1))
+        dispatches.append(
+            Dispatch(outbox_id, "job", job_id, row["job_type"], row["queue"], row["priority"], 0)
+        )
+    kinds = ((each.job_type, each.queue) for each in dispatches)
+    effects = effects_of(EventType.SUBMITTED, JobState.QUEUED, kinds, changes, dispatches)
+    return submitted, effects
+
+
+def _given(request: NewJob, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **row,
+        "payload": b64encode(request.input.data).decode(),
+        "request_hash": b64encode(request.request_hash).decode(),
+        "actor": request.actor,
+    }
+
+
+def _job(row: dict[str, Any], now: datetime) -> Job:
+    times = {"create_time": now, "schedule_time": now, "expire_time": None}
+    values = {**UNSET, **row, **times, "state": JobState.QUEUED, "last_sequence": 1}
+    return job_from_row(SimpleNamespace(**values))
