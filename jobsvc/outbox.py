@@ -22,7 +22,7 @@ from jobsvc.broker.publisher import Publisher
 from jobsvc.broker.topology import Broker, BrokerUnavailable
 from jobsvc.core.model import Change, Dispatch, Effects
 from jobsvc.errors import DatabaseUnavailable
-from jobsvc.store import dispatching, queues
+from jobsvc.store import dispatching, hot, queues
 from jobsvc.store.database import Database, Transaction
 
 BATCH = 200
@@ -188,7 +188,7 @@ class Outbox:
     def _publish(self, dispatches: Sequence[Dispatch]) -> None:
         self._publisher.publish(dispatches)
         ids = [dispatch.outbox_id for dispatch in dispatches]
-        self._database.execute(dispatching.published(ids))
+        hot.forget_published(self._database, ids)
 
     def _tick(self, relay_interval: float) -> None:
         now = time.monotonic()
@@ -249,5 +249,5 @@ def relay_once(database: Database, publisher: Publisher, limit: int) -> int:
     owed = database.write(lambda tx: dispatching.take_owed(tx, limit))
     if owed:
         publisher.publish(owed)
-        database.execute(dispatching.published([d.outbox_id for d in owed]))
+        hot.forget_published(database, [d.outbox_id for d in owed])
     return len(owed)

@@ -139,6 +139,7 @@ class Settings(_Model):
     reap_interval: Interval = 5.0
     redispatch_interval: Interval = 15.0
     sweep_interval: Interval = 5.0
+    prepare: bool = True
     lease: Interval = 30.0
     heartbeat: Interval = 10.0
     shutdown_grace: Annotated[float, BeforeValidator(_span), Field(ge=0, le=3600)] = 25.0

@@ -42,7 +42,11 @@ def run(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT; answers the exit code."""
     telemetry.configure(settings)
     tracing.configure("server")
-    database = Database(settings.database_url, pool_size=DATABASE_THREADS + OTHER_CONNECTIONS)
+    database = Database(
+        settings.database_url,
+        pool_size=DATABASE_THREADS + OTHER_CONNECTIONS,
+        prepare=settings.prepare,
+    )
     try:
         schema.require(database)
         broker = Broker(settings.broker_url, settings.queue_type, settings.broker_ca)

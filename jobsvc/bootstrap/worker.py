@@ -27,7 +27,7 @@ def run(settings: Settings) -> int:
     tracing.configure("worker")
     stop = threading.Event()
     on_stop(stop.set)
-    database = Database(settings.database_url, pool_size=CONNECTIONS)
+    database = Database(settings.database_url, pool_size=CONNECTIONS, prepare=settings.prepare)
     try:
         schema.require(database)
         broker = Broker(settings.broker_url, settings.queue_type, settings.broker_ca)

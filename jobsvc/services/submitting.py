@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from jobsvc import telemetry
 from jobsvc.core.model import Effects, JobTypeInfo, NewJob
 from jobsvc.errors import (
     DatabaseUnavailable,
@@ -22,11 +23,12 @@ from jobsvc.errors import (
 )
 from jobsvc.outbox import Outbox
 from jobsvc.services.threads import AsyncDatabase
+from jobsvc.store import hot, verbs
 from jobsvc.store import queues as queue_rows
-from jobsvc.store import verbs
 from jobsvc.store.database import CommitUnknown, Database, Transaction
+from jobsvc.store.hot.submitting import Known
 from jobsvc.store.reads import lookups
-from jobsvc.store.verbs import Submitted
+from jobsvc.store.verbs import Answer, Submitted
 
 GROUP_MAX = 256
 GROUP_BYTES_MAX = 8 * 1024 * 1024
@@ -65,6 +67,7 @@ class GroupCommit:
         self._writer: asyncio.Task[None] | None = None
         self._last_size = 0
         self._queues: set[str] = set()  # that the database is known to know
+        self._log = telemetry.get_logger("submitting")
 
     async def submit(self, job: NewJob, registry: Registry) -> Submitted:
         """Answers when the job is durable. Raises RegistryChanged when the job was checked against
@@ -79,6 +82,22 @@ class GroupCommit:
 
     async def submit_all(self, jobs: Sequence[NewJob], registry: Registry) -> list[Submitted]:
         """All or none, in one transaction of their own."""
+        try:
+            submitted, effects = await self._threads.run(self._store_all, jobs, registry)
+        except CommitUnknown:
+            stored = await self._threads.run(_stored, self._database, jobs)
+            if len(stored) < len(jobs):
+                raise
+            return [stored[job.job_id] for job in jobs]
+        self._tell(submitted, effects)
+        return submitted
+
+    def _store_all(
+        self, jobs: Sequence[NewJob], registry: Registry
+    ) -> tuple[list[Submitted], Effects]:
+        """In a thread of the pool."""
+        if (plain := hot.submit_all(self._database, jobs, self._known(registry))) is not None:
+            return plain
 
         def store(tx: Transaction) -> tuple[list[Submitted], Effects]:
             _require(registry, tx)
@@ -89,15 +108,7 @@ class GroupCommit:
             self._name_queues(tx, answers)
             return [a for a in answers if isinstance(a, Submitted)], effects
 
-        try:
-            submitted, effects = await self._threads.write(store, numbered=True)
-        except CommitUnknown:
-            stored = await self._threads.run(_stored, self._database, jobs)
-            if len(stored) < len(jobs):
-                raise
-            return [stored[job.job_id] for job in jobs]
-        self._tell(submitted, effects)
-        return submitted
+        return self._database.write(store, numbered=True)
 
     async def _write(self) -> None:
         try:
@@ -142,10 +153,28 @@ class GroupCommit:
         return group
 
     def _store(self, jobs: Sequence[NewJob], registry: Registry) -> list[Result]:
-        """In a thread of the pool. One bad job fails alone: when the database refuses the group
-        for what is in it, each goes by itself."""
+        """In a thread of the pool. What is plain goes by one statement, the others by the verb; one
+        bad job fails alone."""
+        stored: dict[str, Submitted] = {}
+        try:
+            stored, effects = hot.submit(self._database, jobs, self._known(registry))
+            if stored:
+                self._tell(stored.values(), effects)
+        except CommitUnknown as error:
+            found = _stored(self._database, jobs)
+            return [found.get(job.job_id, error) for job in jobs]
+        except JobsvcError as error:
+            return [error] * len(jobs)
+        except Exception:  # noqa: BLE001 - the verb finds out whose fault it is
+            self._log.debug("submits go one by one", count=len(jobs), exc_info=True)
+        others = [job for job in jobs if job.job_id not in stored]
+        answers = iter(self._store_by_verb(others, registry) if others else ())
+        return [stored.get(job.job_id) or next(answers) for job in jobs]
 
-        def store(tx: Transaction) -> tuple[list[verbs.Answer], Effects]:
+    def _store_by_verb(self, jobs: Sequence[NewJob], registry: Registry) -> list[Result]:
+        """When the database refuses the group for what is in it, each goes by itself."""
+
+        def store(tx: Transaction) -> tuple[list[Answer], Effects]:
             _require(registry, tx)
             answers, effects = verbs.submit(tx, jobs, registry.types)
             self._name_queues(tx, answers)
@@ -154,30 +183,33 @@ class GroupCommit:
         try:
             answers, effects = self._database.write(store, numbered=True)
         except CommitUnknown as error:
-            stored = _stored(self._database, jobs)
-            return [stored.get(job.job_id, error) for job in jobs]
+            found = _stored(self._database, jobs)
+            return [found.get(job.job_id, error) for job in jobs]
         except JobsvcError as error:
             return [error] * len(jobs)
         except Exception as error:  # noqa: BLE001 - handed to whoever asked
             if len(jobs) == 1:
                 return [error]
-            return [self._store([job], registry)[0] for job in jobs]
+            return [self._store_by_verb([job], registry)[0] for job in jobs]
         self._tell(answers, effects)
         return list(answers)
 
-    def _name_queues(self, tx: Transaction, answers: Sequence[verbs.Answer]) -> None:
+    def _known(self, registry: Registry) -> Known:
+        return Known(registry.revision, registry.types, self._queues)
+
+    def _name_queues(self, tx: Transaction, answers: Collection[Answer]) -> None:
         """A queue is known, and listed, from the commit of its first job on."""
         if new := _queues(answers) - self._queues:
             queue_rows.add_queues(tx, new)
 
-    def _tell(self, answers: Sequence[verbs.Answer], effects: Effects) -> None:
+    def _tell(self, answers: Collection[Answer], effects: Effects) -> None:
         """Committed. Nobody watches a job that is new; one that was replaced, somebody may."""
         self._queues |= _queues(answers)
         replaced = any(isinstance(a, Submitted) and a.replaced for a in answers)
         self._outbox.tell(effects, watched=replaced)
 
 
-def _queues(answers: Sequence[verbs.Answer]) -> set[str]:
+def _queues(answers: Collection[Answer]) -> set[str]:
     return {a.job.queue for a in answers if isinstance(a, Submitted) and a.job is not None}
 
 

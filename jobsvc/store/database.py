@@ -135,7 +135,7 @@ class Database:
             )
             made = prepared.plan_by_index if prepare else prepared.autocommit
             sa.event.listen(self._single, "connect", made)
-        self._prepare = prepare
+        self.prepare = prepare
 
         # On PostgreSQL one statement is one round trip then, with no BEGIN and ROLLBACK around it.
         self._reader = (
@@ -204,28 +204,19 @@ class Database:
 
         return self._read(by_index, self._snapshots)
 
-    def execute(self, statement: sa.Executable) -> None:
-        """One statement that may run twice, in a transaction of its own: on PostgreSQL one round
-        trip, and no clock. Raises DatabaseUnavailable."""
-        if self.sqlite:
-            self.write(lambda tx: tx.execute(statement))
-        else:
-            self.read(lambda connection: connection.execute(statement))
-
     def once(self, statement: Statement, *parameters: object) -> list[tuple[Any, ...]]:
         """One statement in a transaction of its own, on PostgreSQL alone: one round trip, and its
         rows as the driver gives them. It may write, and guards itself what it writes.
 
-        Runs again after a deadlock, and where the server itself said that it was ended. Raises
-        CommitUnknown where the connection was lost while it ran, else as `write`.
+        Runs again after a deadlock. Raises CommitUnknown where the connection was lost while it
+        ran, DatabaseUnavailable, and the driver's own errors for what is the caller's fault.
         """
         for attempt in range(CONFLICT_RETRIES + 1):
             try:
                 return self._once(statement, parameters)
             except psycopg2.Error as error:
                 away = self._is_away(error.pgcode, isinstance(error, psycopg2.OperationalError))
-                again = error.pgcode in _CONFLICTS or error.pgcode in _DISPOSE
-                if attempt == CONFLICT_RETRIES or not again:
+                if attempt == CONFLICT_RETRIES or error.pgcode not in _CONFLICTS:
                     raise (DatabaseUnavailable() if away else error) from error
                 time.sleep(random.uniform(0, 0.02 * 2**attempt))
             except PoolTimeoutError as error:
@@ -235,12 +226,11 @@ class Database:
     def _once(self, statement: Statement, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
         connection = self._single_connection()
         try:
-            return prepared.run(connection, statement, parameters, prepare=self._prepare)
+            return prepared.run(connection, statement, parameters, prepare=self.prepare)
         except psycopg2.Error as error:
             if connection.driver_connection is not None and connection.driver_connection.closed:
                 connection.invalidate()
-                if error.pgcode is None:
-                    raise CommitUnknown from error
+                raise CommitUnknown from error
             raise
         finally:
             connection.close()

@@ -27,9 +27,9 @@ _QUEUED = sa.and_(jobs.c.state == JobState.QUEUED.value, sa.not_(jobs.c.held))
 _NOT_OWED = ~sa.exists().where(outbox.c.job_id == jobs.c.id, outbox.c.kind == "job")
 
 
-def published(outbox_ids: Sequence[int]) -> sa.Delete:
-    """For Database.execute: these messages are on the broker."""
-    return sa.delete(outbox).where(outbox.c.id.in_(outbox_ids))
+def forget_published(tx: Transaction, outbox_ids: Sequence[int]) -> None:
+    """These messages are on the broker."""
+    tx.execute(sa.delete(outbox).where(outbox.c.id.in_(outbox_ids)))
 
 
 def take_owed(tx: Transaction, limit: int) -> list[Dispatch]:

@@ -8,6 +8,7 @@ parameter is taken for 100 rows, and on a table that grows a hash join over all 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,11 +40,11 @@ class Statement:
 
     @cached_property
     def prepare(self) -> str:
-        return f"PREPARE {self.name}({', '.join(self.kinds)}) AS {self.text}"
+        return f"PREPARE {self.name}{_listed(self.kinds)} AS {self.text}"
 
     @cached_property
     def execute(self) -> str:
-        return f"EXECUTE {self.name}({', '.join('%s' for _ in self.kinds)})"
+        return f"EXECUTE {self.name}{_listed(['%s'] * len(self.kinds))}"
 
     @cached_property
     def in_full(self) -> str:
@@ -51,6 +52,10 @@ class Statement:
         given = iter(self.kinds)
         text = re.sub(r"\$\d+", lambda _: f"%s::{next(given)}", self.text.replace("%", "%%"))
         return "".join(f"SET LOCAL {each}; " for each in _PLANNING) + text
+
+
+def _listed(each: Sequence[str]) -> str:
+    return f"({', '.join(each)})" if each else ""
 
 
 def plan_by_index(connection: Any, _record: object) -> None:

@@ -1,8 +1,12 @@
 -- QUEUED -> RUNNING for those of the messages' jobs that are plain.
--- $1 json: [{id, priority}]   $2 text[]: job types   $3 text: worker   $4 uuid: lease token
+-- $1 json: [{id, priority}] by id   $2 text[]: job types   $3 text: worker   $4 uuid: lease token
 -- $5 interval: lease
--- Rows are locked in id order, which the UPDATE alone would not do: two workers with messages of
--- the same jobs would deadlock. A row that was waited for is judged, and read, as it is then.
+-- Rows are looked up one by one, and so are locked in the order of the messages: two workers with
+-- messages of the same jobs would deadlock otherwise. For a range in the order of the ids there is
+-- no index but the key's; for an equality there are several that end in the id, and where the
+-- planner takes the table for a small one it reads any of them whole. (IS TRUE hides the state from
+-- those that begin with it.) One that was waited for and has changed is found no more where it
+-- lay, and is left to the verb.
 WITH input AS MATERIALIZED (
     SELECT $1 AS messages, $2 AS types, $3 AS worker_id, $4 AS token, $5 AS lease
 ), facts AS MATERIALIZED (
@@ -10,19 +14,23 @@ WITH input AS MATERIALIZED (
     FROM service
     WHERE NOT limited
 ), locked AS MATERIALIZED (
-    SELECT jobs.id
+    SELECT job.place
     FROM facts, input, json_to_recordset(input.messages) AS message(id uuid, priority smallint),
-        jobs
-    WHERE jobs.id = message.id
-        AND jobs.state = 'QUEUED'
-        AND jobs.job_type = ANY (input.types)
-        AND jobs.priority = message.priority
-        AND jobs.concurrency_key IS NULL
-        AND NOT jobs.held
-        AND jobs.held_for IS NULL
-        AND (jobs.expire_time IS NULL OR jobs.expire_time > facts.now)
-    ORDER BY jobs.id
-    FOR UPDATE OF jobs
+        LATERAL (
+            SELECT jobs.ctid AS place
+            FROM jobs
+            WHERE jobs.id >= message.id AND jobs.id <= message.id
+                AND (jobs.state = 'QUEUED') IS TRUE
+                AND jobs.job_type = ANY (input.types)
+                AND jobs.priority = message.priority
+                AND jobs.concurrency_key IS NULL
+                AND NOT jobs.held
+                AND jobs.held_for IS NULL
+                AND (jobs.expire_time IS NULL OR jobs.expire_time > facts.now)
+            ORDER BY jobs.id
+            LIMIT 1
+            FOR UPDATE
+        ) AS job
 ), started AS (
     UPDATE jobs
     SET state = 'RUNNING', attempt = attempt + 1, start_time = facts.now,
@@ -30,7 +38,7 @@ WITH input AS MATERIALIZED (
         lease_expire_time = facts.now + input.lease, progress = NULL,
         last_sequence = last_sequence + 1, last_x = greatest(last_x, facts.x)
     FROM locked, facts, input
-    WHERE jobs.id = locked.id AND jobs.state = 'QUEUED'
+    WHERE jobs.ctid = locked.place
     RETURNING jobs.id, job_type, queue, attempt, payload, payload_content_type, timeout,
         trace_id, span_id, last_sequence, last_x, queued_time
 ), told AS (
@@ -38,6 +46,6 @@ WITH input AS MATERIALIZED (
     SELECT id, last_sequence, 'STARTED', 'RUNNING', facts.now, attempt, input.worker_id, last_x
     FROM started, facts, input
 )
-SELECT id::text, job_type, queue, attempt, payload, payload_content_type, timeout, trace_id, span_id,
-    extract(epoch FROM facts.now - queued_time)::float8 AS waited, last_sequence
+SELECT id::text, job_type, queue, attempt, payload, payload_content_type, timeout, trace_id,
+    span_id, extract(epoch FROM facts.now - queued_time)::float8 AS waited, last_sequence
 FROM started, facts

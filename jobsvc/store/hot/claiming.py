@@ -29,7 +29,7 @@ def claim(
     those that this very token claimed before, are for the verb."""
     if database.sqlite:
         return ClaimResult((), Effects())
-    messages = [{"id": job_id, "priority": each} for job_id, each in priorities.items()]
+    messages = [{"id": job_id, "priority": priorities[job_id]} for job_id in sorted(priorities)]
     lease = timedelta(seconds=lease_seconds)
     rows = database.once(CLAIM, json.dumps(messages), sorted(types), worker_id, token, lease)
     claimed = [_claimed(token, *row[:-1]) for row in rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Final
 
 from jobsvc.core.model import RETENTION_SECONDS, Change, Effects, Ending, Succeeded
@@ -28,7 +29,7 @@ def succeed(
             "result": b64encode(ending.result.data).decode(),
             "content_type": ending.result.content_type,
         }
-        for job_id, (token, ending) in endings.items()
+        for job_id, (token, ending) in sorted(endings.items(), key=itemgetter(0))
         if isinstance(ending, Succeeded)
     ]
     if database.sqlite or not rows:

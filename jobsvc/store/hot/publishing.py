@@ -16,6 +16,6 @@ def forget_published(database: Database, outbox_ids: Sequence[int]) -> None:
     """May be lost (the message is sent once more then), and so may run twice. Raises
     DatabaseUnavailable."""
     if database.sqlite:
-        database.write(lambda tx: tx.execute(dispatching.published(outbox_ids)))
+        database.write(lambda tx: dispatching.forget_published(tx, outbox_ids))
     else:
         database.once(FORGET, list(outbox_ids))
