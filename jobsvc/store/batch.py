@@ -9,88 +9,21 @@ their order the order of commits.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import sqlalchemy as sa
 
 from jobsvc.core.model import RETENTION_SECONDS, Change, Dispatch, Effects, JobError, Report, Step
 from jobsvc.core.states import EventType, JobState
 from jobsvc.store.database import Transaction
-from jobsvc.store.dialects.clock import NUMBER
 from jobsvc.store.dialects.statements import insert_many, update_many
-from jobsvc.store.rows import JOB_COLUMNS, error_to_json, event_detail
+from jobsvc.store.locking import QUEUE, JobChanges, LockedJob, OtherChanges
+from jobsvc.store.rows import error_to_json, event_detail
 from jobsvc.store.tables import job_events, jobs, outbox, queues
 
 # Whoever writes an outbox row publishes it at once; the relay takes over what is older.
 PUBLISH_GRACE = timedelta(seconds=2)
-
-# What jobs.held_for can say.
-TYPE, QUEUE, KEY, OFFERED = "TYPE", "QUEUE", "KEY", "OFFERED"
-
-LOCK_COLUMNS = (
-    *JOB_COLUMNS,
-    *(jobs.c.failures, jobs.c.crashes, jobs.c.retention, jobs.c.lease_token, jobs.c.held),
-    *(jobs.c.held_for, jobs.c.last_x),
-    *(
-        jobs.c.log_bytes,
-        jobs.c.output_bytes,
-        jobs.c.dispatch_count,
-        jobs.c.queued_time,
-        jobs.c.span_id,
-    ),
-)
-
-
-class LockedJob:
-    """A locked row of `jobs`: its columns as attributes, as they are to be."""
-
-    def __init__(self, row: Mapping[Any, Any]) -> None:
-        vars(self).update(row)
-        self.was_state = row["state"]
-        self.was_last_sequence = row["last_sequence"]
-        self.changed: dict[str, Any] = {}
-
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any: ...
-
-    def set(self, **columns: Any) -> None:
-        vars(self).update(columns)
-        self.changed.update(columns)
-
-
-def lock(tx: Transaction, ids: Iterable[str], *extra: sa.Column[Any]) -> dict[str, LockedJob]:
-    """Locks the jobs of `ids` that exist, waiting for whoever holds them."""
-    statement = sa.select(*_columns(tx), *extra).where(jobs.c.id.in_(sorted(ids)))
-    rows = tx.execute(statement.order_by(jobs.c.id).with_for_update())
-    return {job.id: job for job in _locked(tx, rows)}
-
-
-def lock_next(
-    tx: Transaction,
-    limit: int,
-    order: sa.ColumnElement[Any] | tuple[sa.ColumnElement[Any], ...],
-    *where: sa.ColumnElement[bool],
-) -> list[LockedJob]:
-    """Locks up to `limit` jobs that match, passing over those that somebody else holds."""
-    ordered = order if isinstance(order, tuple) else (order,)
-    statement = sa.select(*_columns(tx)).where(*where).order_by(*ordered).limit(limit)
-    return _locked(tx, tx.execute(statement.with_for_update(skip_locked=True)))
-
-
-def _columns(tx: Transaction) -> Sequence[sa.ColumnElement[Any]]:
-    """What whoever locks a job will want to know; its transaction's number comes along."""
-    sqlite = tx.connection.dialect.name == "sqlite"
-    return LOCK_COLUMNS if sqlite else (*LOCK_COLUMNS, NUMBER)
-
-
-def _locked(tx: Transaction, rows: sa.CursorResult[Any]) -> list[LockedJob]:
-    found = [LockedJob(row) for row in rows.mappings()]
-    if found and tx.number is None:
-        tx.number = vars(found[0]).get("number")
-    return found
 
 
 class Batch:
@@ -109,7 +42,7 @@ class Batch:
         """Whether it is changed."""
         return job_id in self._jobs
 
-    def set(self, job: LockedJob, **columns: Any) -> None:
+    def set(self, job: LockedJob, **columns: Unpack[JobChanges]) -> None:
         """Changes columns that no watcher is told of."""
         job.set(**columns)
         self._jobs[job.id] = job
@@ -123,18 +56,17 @@ class Batch:
         error: JobError | None = None,
         report: Report | None = None,
         actor: str = "",
-        **columns: Any,
+        **columns: Unpack[OtherChanges],
     ) -> None:
         """One arrow: the event, and every column that follows from it."""
         enters_queue = state is JobState.QUEUED and job.state != state
-        values: dict[str, Any] = {
-            "state": state,
+        values: OtherChanges = {
             "last_sequence": job.last_sequence + 1,
             "last_x": max(job.last_x, self.tx.x),
         }
         if error is not None:
-            values |= {"error": error_to_json(error), "error_type": error.type}
-            values["error_time"] = self.tx.now
+            self.set(job, error=error_to_json(error))
+            values |= {"error_type": error.type, "error_time": self.tx.now}
         if state is not JobState.RUNNING:
             values |= {"lease_token": None, "lease_expire_time": None}
         if state is not JobState.RETRYING:
@@ -145,7 +77,8 @@ class Batch:
             values["purge_time"] = self.tx.now + timedelta(seconds=retention)
         if state is not JobState.RUNNING and state is not JobState.QUEUED:
             values |= {"held": False, "held_for": None}
-        self.set(job, **(values | columns))
+        values.update(columns)
+        self.set(job, state=state, **values)
         self.record(job, event, error=error, report=report, actor=actor)
         if enters_queue:
             self.set(job, dispatch_count=0, queued_time=self.tx.now, held_for=None)
@@ -156,7 +89,7 @@ class Batch:
 
     def record(
         self,
-        job: Any,
+        job: LockedJob,
         event: EventType,
         *,
         error: JobError | None = None,
@@ -240,7 +173,7 @@ class Batch:
         ids = {job.id for job in held}
         self._outbox = [o for o in self._outbox if o["kind"] != "job" or o["job_id"] not in ids]
 
-    def _owe(self, job: Any, kind: str, error_type: str, grace: timedelta) -> None:
+    def _owe(self, job: LockedJob, kind: str, error_type: str, grace: timedelta) -> None:
         self._outbox.append(
             {
                 "kind": kind,

@@ -70,6 +70,15 @@ class Transaction:
     x_base: int = 0
     number: int | None = None
 
+    def learn_number(self, number: int | None) -> None:
+        """That of this transaction, which came along with something else; None: it did not."""
+        if self.number is None:
+            self.number = number
+
+    def advance(self, now: datetime) -> None:
+        """It has waited for others, whose end is not to be after what it does."""
+        self.now = max(self.now, now)
+
     @property
     def x(self) -> int:
         """Where this transaction's events stand in one order of all events.

@@ -11,9 +11,10 @@ import sqlalchemy as sa
 from jobsvc.core.model import Dispatch, Effects
 from jobsvc.core.states import JobState
 from jobsvc.store import registry
-from jobsvc.store.batch import Batch, LockedJob, dispatch_from_row, lock, lock_next
+from jobsvc.store.batch import Batch, dispatch_from_row
 from jobsvc.store.database import Transaction
 from jobsvc.store.dialects.clock import clock
+from jobsvc.store.locking import LockedJob, lock, lock_next
 from jobsvc.store.tables import jobs, outbox, queues
 
 # How long a relay that took a row has to publish it before another may try.

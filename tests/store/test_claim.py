@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from jobsvc.core.model import AttemptFailed, Effects, Input, JobError, Progress
 from jobsvc.core.states import JobState
-from jobsvc.store import batch
+from jobsvc.store import batch, locking
 from jobsvc.store.database import Transaction
 from jobsvc.store.tables import outbox
 from tests.store.house import (
@@ -213,7 +213,7 @@ def test_a_claim_waits_for_a_locked_row(house: House, rolls_back: bool) -> None:
 
     def keep_books(tx: Transaction) -> None:
         b = batch.Batch(tx)
-        b.set(batch.lock(tx, [job_id])[job_id], dispatch_count=7)
+        b.set(locking.lock(tx, [job_id])[job_id], dispatch_count=7)
         b.write()
         locked.set()
         assert go_on.wait(WAIT_SECONDS_MAX)

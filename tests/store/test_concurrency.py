@@ -18,8 +18,9 @@ from jobsvc.core.model import DAY, Claimed, Log, Progress
 from jobsvc.core.states import EventType, JobState
 from jobsvc.errors import JobStateForbids
 from jobsvc.store import verbs
-from jobsvc.store.batch import Batch, lock
+from jobsvc.store.batch import Batch
 from jobsvc.store.database import Transaction
+from jobsvc.store.locking import lock
 from jobsvc.store.tables import job_events, jobs
 from jobsvc.store.verbs.arrows import expire_one
 from tests.store.house import (

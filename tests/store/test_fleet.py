@@ -20,8 +20,8 @@ from jobsvc.services import fleet as services
 from jobsvc.services.fleet import Beat, Fleet, Told
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.store import schema, verbs
-from jobsvc.store.batch import lock
 from jobsvc.store.database import Transaction
+from jobsvc.store.locking import lock
 from jobsvc.store.reads import lookups
 from jobsvc.store.reads.fleet import NO_JOB, Page, Position
 from jobsvc.store.tables import job_events, service

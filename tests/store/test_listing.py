@@ -12,8 +12,8 @@ import sqlalchemy as sa
 
 from jobsvc.core.model import JobFilter
 from jobsvc.core.states import JobState
-from jobsvc.store.batch import lock
 from jobsvc.store.database import Connection, Database
+from jobsvc.store.locking import lock
 from jobsvc.store.reads import listing
 from jobsvc.store.reads.listing import Search
 from tests.store import crowd

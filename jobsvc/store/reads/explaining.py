@@ -11,8 +11,8 @@ from jobsvc.core.operations import Explanation, WaitReason
 from jobsvc.core.states import JobState
 from jobsvc.errors import JobUnknown
 from jobsvc.store import registry
-from jobsvc.store.batch import KEY, TYPE
 from jobsvc.store.dialects.clock import clock
+from jobsvc.store.locking import KEY, TYPE
 from jobsvc.store.rules.limits import count_running, count_running_keys, load_rates
 from jobsvc.store.tables import jobs, queues, workers
 

@@ -21,9 +21,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from jobsvc.core.states import JobState
-from jobsvc.store.batch import KEY, OFFERED, QUEUE, LockedJob
 from jobsvc.store.database import Transaction
 from jobsvc.store.dialects.statements import add_up, lock_names
+from jobsvc.store.locking import KEY, OFFERED, QUEUE, LockedJob
 from jobsvc.store.registry import RUNNING
 from jobsvc.store.tables import EPOCH, MICROSECOND, jobs, queue_starts, queues
 
@@ -119,10 +119,10 @@ class Room:
 
     def take(self, job: LockedJob) -> str | None:
         """What the job has to wait for; if for nothing, a place is its own from now on."""
-        queue, key = self._queues.get(job.queue), self._keys.get(job.concurrency_key)
+        queue, key = self._shares(job)
         if queue is not None and queue.left(job) <= 0:
             return QUEUE
-        if key is not None and key.left(job) + job.concurrency_max <= 0:
+        if key is not None and key.left(job) + (job.concurrency_max or 0) <= 0:
             return KEY
         for share in (queue, key):
             if share is not None:
@@ -132,9 +132,14 @@ class Room:
 
     def give_back(self, job: LockedJob) -> None:
         """A job that ran does no more."""
-        for share in (self._queues.get(job.queue), self._keys.get(job.concurrency_key)):
+        for share in self._shares(job):
             if share is not None:
                 share.run += 1
+
+    def _shares(self, job: LockedJob) -> tuple[_Share | None, _Share | None]:
+        """That of its queue, and that of its concurrency key."""
+        key = job.concurrency_key
+        return self._queues.get(job.queue), self._keys.get(key) if key is not None else None
 
     def keep_all(self) -> None:
         """From now on the places that were offered are kept from every other job, not only from

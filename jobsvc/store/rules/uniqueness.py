@@ -15,9 +15,9 @@ import sqlalchemy as sa
 
 from jobsvc.core.model import OnConflict, UniqueScope
 from jobsvc.core.states import WAITING_STATES, JobState
-from jobsvc.store.batch import LockedJob, lock
 from jobsvc.store.database import Transaction
 from jobsvc.store.dialects.statements import lock_names
+from jobsvc.store.locking import LockedJob, lock
 from jobsvc.store.rows import JOB_COLUMNS
 from jobsvc.store.tables import jobs
 

@@ -22,8 +22,9 @@ from jobsvc.core.states import (
     JobState,
     backoff_seconds,
 )
-from jobsvc.store.batch import Batch, LockedJob
+from jobsvc.store.batch import Batch
 from jobsvc.store.database import Transaction
+from jobsvc.store.locking import LockedJob, OtherChanges
 from jobsvc.store.rows import policy_from_row
 from jobsvc.store.tables import job_events, job_labels, jobs
 
@@ -36,7 +37,7 @@ def fail(
     crashed: bool = False,
 ) -> None:
     failures, crashes = job.failures + 1, job.crashes + crashed
-    counted = {"failures": failures, "crashes": crashes}
+    counted: OtherChanges = {"failures": failures, "crashes": crashes}
     if not error.retryable or failures >= job.max_attempts or crashes >= CRASHES_MAX:
         batch.move(job, EventType.ATTEMPT_FAILED, JobState.RUNNING, error=error, **counted)
         batch.move(job, EventType.FAILED, JobState.FAILED, error=error)
@@ -46,14 +47,8 @@ def fail(
     else:
         seconds = retry_after if retry_after is not None else _backoff(job, failures)
         due = batch.tx.now + timedelta(seconds=seconds)
-        batch.move(
-            job,
-            EventType.ATTEMPT_FAILED,
-            JobState.RETRYING,
-            error=error,
-            next_attempt_time=due,
-            **counted,
-        )
+        counted["next_attempt_time"] = due
+        batch.move(job, EventType.ATTEMPT_FAILED, JobState.RETRYING, error=error, **counted)
 
 
 def _backoff(job: LockedJob, failures: int) -> float:

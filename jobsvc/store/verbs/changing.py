@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -21,9 +20,10 @@ from jobsvc.core.states import (
     JobState,
 )
 from jobsvc.errors import JobStateForbids, JobUnknown, UniqueConflict
-from jobsvc.store.batch import Batch, LockedJob, lock
+from jobsvc.store.batch import Batch
 from jobsvc.store.database import Transaction
 from jobsvc.store.dialects.statements import insert_many
+from jobsvc.store.locking import LockedJob, OtherChanges, lock
 from jobsvc.store.rows import job_from_row, label_rows
 from jobsvc.store.rules.uniqueness import key_of, lock_holders
 from jobsvc.store.tables import job_labels, jobs
@@ -151,7 +151,7 @@ def update(tx: Transaction, job_id: str, change: JobUpdate, actor: str) -> tuple
     if job.state not in WAITING_STATES:
         raise JobStateForbids(job_id, JobState(job.state), "only a waiting job can be updated")
     batch, state = Batch(tx), JobState(job.state)
-    columns: dict[str, Any] = {}
+    columns: OtherChanges = {}
     if change.schedule_time is not None:
         state = JobState.SCHEDULED if change.schedule_time > tx.now else JobState.QUEUED
         columns["schedule_time"] = max(change.schedule_time, tx.now)

@@ -17,9 +17,10 @@ from jobsvc.core.states import (
     JobState,
 )
 from jobsvc.store import registry
-from jobsvc.store.batch import OFFERED, TYPE, Batch, LockedJob, lock
+from jobsvc.store.batch import Batch
 from jobsvc.store.database import Transaction
 from jobsvc.store.dialects.clock import clock
+from jobsvc.store.locking import OFFERED, TYPE, LockedJob, lock
 from jobsvc.store.rules.limits import Room, rank
 from jobsvc.store.rules.releasing import release
 from jobsvc.store.tables import jobs
@@ -61,7 +62,7 @@ def claim(
         if job.state == JobState.RUNNING and job.lease_token == token:
             claimed.append(_claimed(job, token, 0.0))
         elif job.id in starting:
-            waited = (tx.now - job.queued_time).total_seconds()
+            waited = (tx.now - (job.queued_time or tx.now)).total_seconds()
             batch.move(
                 job,
                 EventType.STARTED,
@@ -85,7 +86,7 @@ def _pick(batch: Batch, queued: list[LockedJob], types: frozenset[str]) -> set[s
     room = Room.of(batch.tx, queued, asking=True)
     if room is not None:
         # It may have waited for those whose places it takes: they ended before these start.
-        batch.tx.now = max(batch.tx.now, clock(batch.tx.connection))
+        batch.tx.advance(clock(batch.tx.connection))
     starting = set()
     others = []
     for job in sorted(queued, key=rank):

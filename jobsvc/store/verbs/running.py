@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, assert_never
+from typing import assert_never
 
 import sqlalchemy as sa
 
@@ -25,8 +25,9 @@ from jobsvc.core.states import (
     EventType,
     JobState,
 )
-from jobsvc.store.batch import Batch, LockedJob, lock
+from jobsvc.store.batch import Batch
 from jobsvc.store.database import Transaction
+from jobsvc.store.locking import LockedJob, OtherChanges, lock
 from jobsvc.store.rows import progress_to_json
 from jobsvc.store.rules.releasing import make_room
 from jobsvc.store.tables import jobs
@@ -98,7 +99,7 @@ def report(
 
 
 def _report(batch: Batch, job: LockedJob, entry: Report) -> None:
-    columns: dict[str, Any]
+    columns: OtherChanges
     match entry:
         case Progress():
             kind, columns = EventType.PROGRESS, {"progress": progress_to_json(entry)}
@@ -111,14 +112,21 @@ def _report(batch: Batch, job: LockedJob, entry: Report) -> None:
             columns = {"output_bytes": job.output_bytes + entry.size}
         case _:
             assert_never(entry)
-    for column, limit in (("log_bytes", LOG_BYTES_MAX), ("output_bytes", OUTPUT_BYTES_MAX)):
-        if columns.get(column, 0) > limit:
-            if getattr(job, column) > limit:  # said already
-                return
-            what = column.removesuffix("_bytes")
-            entry = Log("WARNING", f"the job's {what} reached {limit} bytes; the rest is dropped")
-            kind, columns = EventType.LOG, {column: limit + 1}
+    if columns.get("log_bytes", 0) > LOG_BYTES_MAX:
+        if job.log_bytes > LOG_BYTES_MAX:  # said already
+            return
+        kind, entry = EventType.LOG, _last_log("log", LOG_BYTES_MAX)
+        columns = {"log_bytes": LOG_BYTES_MAX + 1}
+    if columns.get("output_bytes", 0) > OUTPUT_BYTES_MAX:
+        if job.output_bytes > OUTPUT_BYTES_MAX:
+            return
+        kind, entry = EventType.LOG, _last_log("output", OUTPUT_BYTES_MAX)
+        columns = {"output_bytes": OUTPUT_BYTES_MAX + 1}
     batch.move(job, kind, JobState.RUNNING, report=entry, **columns)
+
+
+def _last_log(what: str, limit: int) -> Log:
+    return Log("WARNING", f"the job's {what} reached {limit} bytes; the rest is dropped")
 
 
 def renew(

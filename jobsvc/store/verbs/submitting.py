@@ -13,10 +13,11 @@ import sqlalchemy as sa
 from jobsvc.core.model import Effects, Job, JobTypeInfo, NewJob, OnConflict
 from jobsvc.core.states import EventType, JobState
 from jobsvc.errors import IdempotencyKeyReused, UniqueConflict
-from jobsvc.store.batch import Batch, LockedJob
+from jobsvc.store.batch import Batch
 from jobsvc.store.database import Transaction
 from jobsvc.store.dialects.clock import clock
 from jobsvc.store.dialects.statements import insert_many, insert_or_ignore
+from jobsvc.store.locking import LockedJob
 from jobsvc.store.reads.lookups import get_jobs
 from jobsvc.store.rows import job_from_row, label_rows
 from jobsvc.store.rules.uniqueness import Holders, Key, active, lock_holders

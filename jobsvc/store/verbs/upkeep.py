@@ -16,8 +16,9 @@ from jobsvc.core.states import (
     EventType,
     JobState,
 )
-from jobsvc.store.batch import Batch, LockedJob, lock_next
+from jobsvc.store.batch import Batch
 from jobsvc.store.database import Transaction
+from jobsvc.store.locking import LockedJob, lock_next
 from jobsvc.store.rules.releasing import make_room
 from jobsvc.store.tables import idempotency_keys, jobs
 from jobsvc.store.verbs.arrows import expire_one, fail, remove
