@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, Self, TypeAlias
 
 import grpc
 import grpc.aio
@@ -162,8 +162,9 @@ class CallBoundary(grpc.aio.ServerInterceptor):
                     request = _decoded(decode, data, name)
                     messages: AsyncGenerator[Message | bytes] = method(request, context)
                     async with self.access.held(name), aclosing(messages):
-                        async for message in messages:
-                            await self._write(_encoded(message), context)
+                        with _Patience(self._write_seconds_max) as patience:
+                            async for message in messages:
+                                await patience.write(_encoded(message), context)
                     _log_answered(name, start)
                 except BaseException as error:  # noqa: BLE001 - the boundary is for all of them
                     await self._end(name, start, error, context)
@@ -186,15 +187,6 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         if self._draining:
             raise Draining
 
-    async def _write(self, data: bytes, context: Context) -> None:
-        try:
-            async with asyncio.timeout(self._write_seconds_max):
-                await context.write(data)
-        except TimeoutError:
-            raise WatcherTooSlow from None
-        except grpc.aio.BaseError as error:
-            raise _ClientGone from error
-
     async def _end(
         self, name: str, start: float, error: BaseException, context: Context
     ) -> NoReturn:
@@ -213,6 +205,65 @@ class CallBoundary(grpc.aio.ServerInterceptor):
                 await context.abort(answer.code, answer.message, answer.trailers)
         except (TimeoutError, grpc.aio.InternalError):
             raise asyncio.CancelledError from None
+
+
+class _Patience:
+    """With a stream's client: a write that is blocked for too long ends the stream.
+
+    Most writes are over at once, so that they have one timer between them, which looks how long
+    the one that is under way has been. It belongs to the task that makes it.
+    """
+
+    __slots__ = (
+        *("_cancelling", "_is_over", "_loop", "_seconds_max", "_task", "_timer"),
+        "_writing_since",
+    )
+
+    def __init__(self, seconds_max: float) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._seconds_max = seconds_max
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing_since: float | None = None
+        self._is_over = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def write(self, data: bytes, context: Context) -> None:
+        """Raises WatcherTooSlow, and _ClientGone."""
+        self._writing_since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._seconds_max, self._look)
+        try:
+            await context.write(data)
+        except asyncio.CancelledError:
+            # Unless the client has left at the same moment, which is told by another cancel.
+            if self._is_over and self._task.uncancel() <= self._cancelling:
+                raise WatcherTooSlow from None
+            raise
+        except grpc.aio.BaseError as error:
+            raise _ClientGone from error
+        finally:
+            self._writing_since = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._writing_since is None:
+            return  # the next write begins anew
+        left = self._writing_since + self._seconds_max - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        else:
+            self._is_over = True
+            self._task.cancel()
 
 
 def _encoded(message: Message | bytes) -> bytes:

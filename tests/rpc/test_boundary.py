@@ -11,8 +11,8 @@ import grpc.aio
 import pytest
 from structlog.testing import capture_logs
 
+from generated.jobsvc.v1 import job_pb2, job_service_pb2_grpc
 from generated.jobsvc.v1 import job_service_pb2 as pb
-from generated.jobsvc.v1 import job_service_pb2_grpc
 from jobsvc.errors import JobUnknown, LimitReached
 from jobsvc.rpc.access import Access
 from jobsvc.rpc.interceptors import CallBoundary
@@ -229,6 +229,16 @@ async def test_a_watcher_that_does_not_read_is_ended(world: World) -> None:
             await read_into([], messages)
     assert caught.value.code() is grpc.StatusCode.ABORTED
     assert refusal_of(caught.value).reason == "WATCHER_TOO_SLOW"
+
+
+async def test_a_stream_that_is_silent_for_long_is_not_blocked(world: World) -> None:
+    async def now_and_then() -> AsyncGenerator[pb.WatchJobResponse]:
+        for number in range(3):
+            yield pb.WatchJobResponse(event=job_pb2.JobEvent(sequence=number))
+            await asyncio.sleep(0.35)
+
+    world.servicer.watch = now_and_then
+    assert [message.event.sequence async for message in world.watch()] == [0, 1, 2]
 
 
 async def test_a_watcher_that_leaves_while_a_write_is_blocked_ends_quietly(world: World) -> None:
