@@ -19,7 +19,7 @@ from jobsvc.rpc.paging import Pages, fill, page_size
 from jobsvc.rpc.resume import ResumeTokens
 from jobsvc.rpc.signing import Signer
 from jobsvc.services.assembly import Services
-from jobsvc.services.fleet import Beat
+from jobsvc.services.fleet import Beat, Told
 from jobsvc.services.jobs import Registry, Submitted
 
 # A request of this size takes a while to check; others on the event loop are not to wait for it.
@@ -125,16 +125,19 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
             convert.job_filter(request.filter),
             self._resume.mark(request.resume_token),
             convert.heartbeat_seconds(request),
+            self._encode,
         )
         async with aclosing(watch):
             async for item in watch:
                 if isinstance(item, Beat):
                     yield convert.fleet_beat(item.time, self._resume.token(item.mark))
-                    continue
-                if not item.wire:
-                    token = self._resume.token(item.mark)
-                    item.wire = convert.fleet_event(item.found.event, token)
-                yield item.wire
+                else:
+                    yield item.wire
+
+    def _encode(self, told: Told) -> None:
+        """Once for all who watch."""
+        if not told.wire:
+            told.wire = convert.fleet_event(told.found.event, self._resume.token(told.mark))
 
     async def ListJobEvents(
         self, request: pb.ListJobEventsRequest, context: Context

@@ -16,7 +16,7 @@ import asyncio
 import random
 import time
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from jobsvc import metrics, telemetry
-from jobsvc.core.model import JobEvent, JobFilter, Log, Output
+from jobsvc.core.model import JobFilter
 from jobsvc.errors import (
     DatabaseUnavailable,
     Draining,
@@ -36,7 +36,8 @@ from jobsvc.errors import (
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import STREAM_AGE_JITTER, STREAM_AGE_SECONDS
 from jobsvc.store import schema
-from jobsvc.store.database import Database
+from jobsvc.store.database import Connection, Database
+from jobsvc.store.dialects.reading import in_microseconds, moment
 from jobsvc.store.reads import fleet
 from jobsvc.store.reads.fleet import FleetEvent, Page, Position
 
@@ -82,7 +83,7 @@ class Told:
     def __init__(self, found: FleetEvent, mark: Mark) -> None:
         self.found = found
         self.mark = mark
-        self.size = EVENT_BYTES + _text_size(found.event)
+        self.size = EVENT_BYTES + len(found.detail or "")
         self.wire = b""
 
 
@@ -90,6 +91,18 @@ class Told:
 class Beat:
     time: datetime
     mark: Mark
+
+
+# Is called for each event before it is told, perhaps in a thread.
+Prepare = Callable[[Told], object]
+
+
+class _Behind(NamedTuple):
+    """A page for a watcher that is behind the window, and where it stands afterwards."""
+
+    page: Page
+    told: Sequence[Told]
+    end: Mark
 
 
 class _Window:
@@ -125,12 +138,24 @@ class _Window:
 
 
 class _Watcher:
-    __slots__ = ("beat_at", "expires_at", "heartbeat_seconds", "mark", "woken")
+    __slots__ = (
+        *("ahead", "beat_at", "expires_at", "heartbeat_seconds", "mark", "matches", "prepare"),
+        "woken",
+    )
 
-    def __init__(self, mark: Mark, heartbeat_seconds: float) -> None:
+    def __init__(
+        self,
+        mark: Mark,
+        matches: Callable[[FleetEvent], bool],
+        prepare: Prepare,
+        heartbeat_seconds: float,
+    ) -> None:
         now = time.monotonic()
         age = STREAM_AGE_SECONDS * random.uniform(1 - STREAM_AGE_JITTER, 1 + STREAM_AGE_JITTER)
         self.mark = mark
+        self.matches = matches
+        self.prepare = prepare
+        self.ahead: asyncio.Task[_Behind] | None = None  # reads what it will need next
         self.heartbeat_seconds = heartbeat_seconds
         self.beat_at = now  # at once
         self.expires_at = now + age
@@ -144,6 +169,14 @@ class _Watcher:
 
     def put_off_beat(self) -> None:
         self.beat_at = time.monotonic() + self.heartbeat_seconds
+
+    def read_ahead(self, reading: Coroutine[None, None, _Behind]) -> None:
+        self.ahead = asyncio.create_task(reading)
+
+    async def stop_reading(self) -> None:
+        if self.ahead is not None:
+            self.ahead.cancel()
+            await asyncio.gather(self.ahead, return_exceptions=True)
 
     async def wait(self) -> None:
         """Until there may be something for it to do."""
@@ -215,10 +248,15 @@ class Fleet:
             self._loop.call_soon_threadsafe(self._work.set)
 
     async def watch(
-        self, wanted: JobFilter, mark: Mark | None, heartbeat_seconds: float
+        self,
+        wanted: JobFilter,
+        mark: Mark | None,
+        heartbeat_seconds: float,
+        prepare: Prepare = lambda told: None,
     ) -> AsyncGenerator[Told | Beat, None]:
         """A beat at once; then every event that `wanted` matches, once and in order, from `mark`
-        on or else from now on, and a beat whenever nothing was told for so long.
+        on or else from now on, and a beat whenever nothing was told for so long. `prepare` is
+        called for each event before, in a thread where there are many.
 
         Raises ResumeTokenExpired, DatabaseUnavailable, LimitReached, Draining, and StreamExpired
         after about half an hour.
@@ -229,7 +267,7 @@ class Fleet:
         self._count += 1
         watcher: _Watcher | None = None
         try:
-            watcher = _Watcher(await self._begin(mark), heartbeat_seconds)
+            watcher = _Watcher(await self._begin(mark), matches, prepare, heartbeat_seconds)
             self._watchers.add(watcher)
             sent = watcher.mark.time
             while True:
@@ -243,6 +281,7 @@ class Fleet:
                         self._check_open(watcher)
                         watcher.put_off_beat()
                         sent = each.mark.time
+                        prepare(each)
                         yield each
                 watcher.mark = end
                 if not told:
@@ -251,6 +290,7 @@ class Fleet:
             self._count -= 1
             if watcher is not None:
                 self._watchers.discard(watcher)
+                await watcher.stop_reading()
 
     async def _begin(self, mark: Mark | None) -> Mark:
         page = await self._look()
@@ -291,12 +331,28 @@ class Fleet:
             raise _restored()
         if mark.position >= window.start:
             return window.after(mark)
+        if watcher.ahead is None:
+            watcher.read_ahead(self._read_behind(watcher, mark))
+        assert watcher.ahead is not None
+        behind, watcher.ahead = await watcher.ahead, None
+        _check_kept(mark, behind.page)
+        if len(behind.told) == PAGE_EVENTS and behind.end.position < window.start:
+            watcher.read_ahead(self._read_behind(watcher, behind.end))
+        return behind.told, behind.end
+
+    async def _read_behind(self, watcher: _Watcher, mark: Mark) -> _Behind:
+        """The page that follows the mark, of which all that the watcher wants is prepared."""
+
+        def read(connection: Connection) -> _Behind:
+            page = fleet.page_after(connection, mark.position, PAGE_EVENTS)
+            told, end = _tell(page, mark)
+            for each in told:
+                if watcher.matches(each.found):
+                    watcher.prepare(each)
+            return _Behind(page, told, end)
+
         async with self._catching_up:
-            page = await self._threads.read(
-                lambda connection: fleet.page_after(connection, mark.position, PAGE_EVENTS)
-            )
-        _check_kept(mark, page)
-        return _tell(page, mark)
+            return await self._threads.read(read)
 
     async def _read_forever(self) -> None:
         while True:
@@ -344,7 +400,7 @@ class Fleet:
         self._wake_all()
         if len(told) == PAGE_EVENTS:
             return True
-        age = page.now - told[-1].found.event.event_time
+        age = page.now - moment(told[-1].found.time)
         metrics.FLEET_LAG.observe(max(age.total_seconds(), 0.0))
         return False
 
@@ -382,47 +438,52 @@ def matcher(wanted: JobFilter) -> Callable[[FleetEvent], bool]:
     """`states` and `error_types` are those of the event, all else is its job's."""
     checks: list[Callable[[FleetEvent], bool]] = []
     if wanted.states:
-        checks.append(lambda e: e.event.state in wanted.states)
+        checks.append(lambda found: found.state in wanted.states)
     if wanted.error_types:
-        checks.append(
-            lambda e: e.event.error is not None and e.event.error.type in wanted.error_types
-        )
+        checks.append(lambda found: _error_type(found) in wanted.error_types)
     if wanted.job_types:
-        checks.append(lambda e: e.job_type in wanted.job_types)
+        checks.append(lambda found: found.job_type in wanted.job_types)
     if wanted.queue:
-        checks.append(lambda e: e.queue == wanted.queue)
+        checks.append(lambda found: found.queue == wanted.queue)
     if wanted.labels:
-        checks.append(lambda e: wanted.labels.items() <= e.labels.items())
+        checks.append(lambda found: wanted.labels.items() <= found.labels.items())
     if wanted.idempotency_key:
-        checks.append(lambda e: e.idempotency_key == wanted.idempotency_key)
-    checks += _in_time(
-        attrgetter("create_time"), wanted.create_time_after, wanted.create_time_before
-    )
-    checks += _in_time(
-        attrgetter("finish_time"), wanted.finish_time_after, wanted.finish_time_before
-    )
+        checks.append(lambda found: found.idempotency_key == wanted.idempotency_key)
+    checks += _in_time(attrgetter("created"), wanted.create_time_after, wanted.create_time_before)
+    checks += _in_time(attrgetter("finished"), wanted.finish_time_after, wanted.finish_time_before)
+    if not checks:
+        return lambda found: True
     return lambda found: all(check(found) for check in checks)
 
 
+def _error_type(found: FleetEvent) -> str | None:
+    error = found.event.error
+    return error.type if error is not None else None
+
+
 def _in_time(
-    of: Callable[[FleetEvent], datetime | None], after: datetime | None, before: datetime | None
+    of: Callable[[FleetEvent], int | None], after: datetime | None, before: datetime | None
 ) -> list[Callable[[FleetEvent], bool]]:
     checks: list[Callable[[FleetEvent], bool]] = []
     if after is not None:
-        checks.append(lambda e: (moment := of(e)) is not None and moment >= after)
+        first = in_microseconds(after)
+        checks.append(lambda found: (time := of(found)) is not None and time >= first)
     if before is not None:
-        checks.append(lambda e: (moment := of(e)) is not None and moment < before)
+        end = in_microseconds(before)
+        checks.append(lambda found: (time := of(found)) is not None and time < end)
     return checks
 
 
 def _tell(page: Page, before: Mark) -> tuple[Sequence[Told], Mark]:
     """The page's events for those who stand at `before`, and where they stand afterwards."""
     whole = len(page.events) < PAGE_EVENTS
-    told: list[Told] = []
     as_of = page.now if whole else before.time
+    latest = in_microseconds(as_of)
+    told: list[Told] = []
     for found in page.events:
         # Behind a page that is full there is more, which has been there since then or later.
-        as_of = max(as_of, found.event.event_time)
+        if found.time > latest:
+            latest, as_of = found.time, moment(found.time)
         told.append(Told(found, Mark(page.incarnation, as_of, found.position)))
     if not whole:
         return told, told[-1].mark
@@ -439,16 +500,3 @@ def _check_kept(mark: Mark, page: Page) -> None:
 
 def _restored() -> ResumeTokenExpired:
     return ResumeTokenExpired("the database has been restored since the resume_token was made")
-
-
-def _text_size(event: JobEvent) -> int:
-    """About how many bytes of memory its texts take."""
-    size = 0
-    if event.error is not None:
-        size += len(event.error.message) + len(event.error.traceback)
-    match event.report:
-        case Log():
-            size += len(event.report.message)
-        case Output():
-            size += event.report.size
-    return size

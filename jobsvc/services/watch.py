@@ -33,7 +33,9 @@ WATCHERS_MAX = 20_000
 PAGE_EVENTS = 64  # of one watcher in one read
 READ_CURSORS = 25  # in one query
 HEADS_MAX = 1000  # in one query
-# Reads are at least so far apart, so that hints of a busy moment gather.
+# After a read for so many watchers others wait for a moment, so that hints gather; one that is
+# alone waits for nobody.
+CROWD = 4
 GATHER_SECONDS = 0.01
 RETRY_SECONDS = 0.5
 STREAM_AGE_SECONDS = 30 * 60.0
@@ -74,7 +76,7 @@ class _Watcher:
         self.events: list[JobEvent] = []  # the mailbox
         self.cursor = after_sequence  # the last sequence that was put into the mailbox
         self.delivered = after_sequence
-        self.new = True  # not looked up yet
+        self.new = True  # whether there is such a job is not known yet
         self.dirty = False  # there may be more than the mailbox holds
         self.up_to_date = False  # the last read found all there was
         self.started = False  # something was delivered
@@ -228,23 +230,27 @@ class WatchHub:
         while True:
             await self._work.wait()
             self._work.clear()
+            count = 0
             try:
                 while self._unread:
-                    await self._read_some()
+                    count += await self._read_some()
             except Exception as error:  # noqa: BLE001 - logged; the loop must go on
                 if not isinstance(error, DatabaseUnavailable):
                     self._log.exception("reading for watchers failed")
                 self._fail_new()
                 self._work.set()
                 await asyncio.sleep(RETRY_SECONDS)
-            await asyncio.sleep(GATHER_SECONDS)
+            if count >= CROWD:
+                await asyncio.sleep(GATHER_SECONDS)
 
-    async def _read_some(self) -> None:
-        if new := [w for w in self._unread if w.new][:HEADS_MAX]:
+    async def _read_some(self) -> int:
+        """Answers for how many watchers it read."""
+        new = [w for w in self._unread if w.new][:HEADS_MAX]
+        if len(new) > READ_CURSORS:  # most who come in a crowd have seen all there is
             await self._begin(new)
         cursors = self._next_cursors()
         if not cursors:
-            return
+            return 0
         reading = [watcher for watchers in cursors.values() for watcher in watchers]
         for watcher in reading:
             self._unread.pop(watcher, None)
@@ -256,26 +262,36 @@ class WatchHub:
         except BaseException:
             for watcher in reading:
                 watcher.dirty = True
-            here = [w for w in reading if w in self._watchers.get(w.job_id, ())]
-            self._unread.update(dict.fromkeys(here))
+            self._mark_unread(reading)
             raise
+        unknown = []
         for cursor, watchers in cursors.items():
             for watcher in watchers:
-                self._put(watcher, found.get(cursor, []))
+                if watcher.new and cursor not in found:
+                    unknown.append(watcher)
+                else:
+                    watcher.new = False
+                    self._put(watcher, found.get(cursor, []))
+        if unknown:
+            self._mark_unread(unknown)
+            await self._begin(unknown)
+        return len(reading)
+
+    def _mark_unread(self, watchers: Iterable[_Watcher]) -> None:
+        """Of these, whoever has not left."""
+        here = (w for w in watchers if w in self._watchers.get(w.job_id, ()))
+        self._unread.update(dict.fromkeys(here))
 
     def _next_cursors(self) -> dict[tuple[str, int], list[_Watcher]]:
         """Whom to read for next: (job id, sequence) -> the watchers of that job that stand there.
 
-        One whose mailbox is still full comes back by itself when it has emptied it. One that has
-        come since the last lookup waits for the next: it may not be entitled to anything.
+        One whose mailbox is still full comes back by itself when it has emptied it.
         """
         cursors: dict[tuple[str, int], list[_Watcher]] = {}
         for watcher in tuple(self._unread):
             cursor = watcher.job_id, watcher.cursor
             if watcher.events:
                 self._unread.pop(watcher, None)
-            elif watcher.new:
-                continue
             elif cursor in cursors:
                 cursors[cursor].append(watcher)
             elif len(cursors) < READ_CURSORS:
@@ -296,6 +312,8 @@ class WatchHub:
         watcher.wake()
 
     async def _begin(self, new: list[_Watcher]) -> None:
+        """Looks up how far the jobs of these have come, and ends who is entitled to nothing. Those
+        for whom there is something to read are read for next."""
         ids = list({w.job_id for w in new})
         heads = await self._threads.read(lambda c: lookups.heads(c, ids))
         for watcher in new:

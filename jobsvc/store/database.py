@@ -32,6 +32,7 @@ from jobsvc.store.dialects.engines import (
     sqlstate,
 )
 from jobsvc.store.dialects.prepared import Statement
+from jobsvc.store.dialects.reading import BY_INDEX
 from jobsvc.store.dialects.sockets import has_input, limit_waiting
 from jobsvc.store.tables import service
 
@@ -46,8 +47,6 @@ _CONFLICTS = {"40001", "40P01", "55P03"}
 _OUT_OF_REACH = {"25006", "53100", "53200", "53300", "57P01", "57P02", "57P03", "57P05"}
 # Of these every pooled connection is suspect: a demoted primary still answers a ping.
 _DISPOSE = {"25006", "57P01", "57P02", "57P03"}
-# For one transaction. What is left to the planner are the indexes whose order the statement names.
-BY_INDEX = "; ".join(f"SET LOCAL {way} = off" for way in prepared.OFF)
 
 
 class CommitUnknown(DatabaseUnavailable):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import functools
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -25,7 +27,12 @@ from jobsvc.core.model import (
     UniqueScope,
 )
 from jobsvc.core.states import EventType, JobState
+from jobsvc.store.dialects.reading import id_text, json_text, microseconds, moment
 from jobsvc.store.tables import job_events, jobs
+
+_STATES = {state.value: state for state in JobState}
+_EVENT_TYPES = {kind.value: kind for kind in EventType}
+_NOTHING: dict[str, Any] = {}
 
 # All that a Job shows; the payload (up to 1 MiB) only where it was asked for.
 _HIDDEN = {
@@ -36,7 +43,6 @@ _HIDDEN = {
 }
 JOB_COLUMNS = tuple(c for c in jobs.c if c.name not in _HIDDEN)
 JOB_COLUMNS_WITH_PAYLOAD = (*JOB_COLUMNS, jobs.c.payload, jobs.c.payload_content_type)
-EVENT_COLUMNS = tuple(job_events.c)
 
 
 def job_from_row(row: Any, *, payload: bool = False) -> Job:
@@ -70,6 +76,74 @@ def job_from_row(row: Any, *, payload: bool = False) -> Job:
         cancel_requested=row.cancel_reason is not None,
         trace_id=row.trace_id,
     )
+
+
+def brief_columns(sqlite: bool) -> tuple[sa.ColumnElement[Any], ...]:
+    """What `brief_job` takes, for a Read."""
+    of = jobs.c
+    error: sa.ColumnElement[Any] = of.error.op("-")(sa.literal_column("'traceback'"))
+    if sqlite:
+        error = sa.func.json_remove(of.error, "$.traceback")
+    return (
+        id_text(of.id, sqlite).label("job_id"),
+        *(of.job_type, of.queue, of.state, of.priority, of.attempt, of.max_attempts),
+        *(of.initial_backoff, of.backoff_multiplier, of.max_backoff, of.jitter, of.timeout),
+        *(of.last_sequence, of.idempotency_key, of.worker_id, of.trace_id),
+        *(of.unique_key, of.unique_scope, of.unique_on_conflict),
+        *(of.concurrency_key, of.concurrency_max),
+        of.cancel_reason.is_not(None).label("cancel_requested"),
+        *(json_text(each, sqlite).label(each.name) for each in (of.labels, of.progress)),
+        json_text(error, sqlite).label("error"),
+        *(microseconds(of[name], sqlite).label(name) for name in _TIMES),
+    )
+
+
+_TIMES = (
+    *("create_time", "schedule_time", "start_time", "finish_time", "next_attempt_time"),
+    *("expire_time", "purge_time"),
+)
+
+
+def brief_job(values: Sequence[Any]) -> Job:
+    """From the values of `brief_columns`: without payload and traceback."""
+    job_id, job_type, queue, state, priority, attempt, max_attempts = values[:7]
+    last_sequence, key, worker_id, trace_id = values[12:16]
+    unique_key, scope, on_conflict, concurrency_key, concurrency_max = values[16:21]
+    cancel_requested, labels, progress, error = values[21:25]
+    times = [None if each is None else moment(each) for each in values[26:]]
+    scheduled, started, finished, next_attempt, expires, purged = times
+    return Job(
+        job_id=job_id,
+        job_type=job_type,
+        queue=queue,
+        state=_STATES[state],
+        priority=priority,
+        attempt=attempt,
+        max_attempts=max_attempts,
+        retry_policy=_policy(*values[7:11]),
+        timeout=values[11],
+        create_time=moment(values[25]),
+        last_sequence=last_sequence,
+        labels={} if labels == "{}" else json.loads(labels),
+        idempotency_key=key,
+        unique=Unique(unique_key, UniqueScope(scope), OnConflict(on_conflict)) if scope else None,
+        concurrency=Concurrency(concurrency_key, concurrency_max) if concurrency_key else None,
+        schedule_time=scheduled,
+        start_time=started,
+        finish_time=finished,
+        next_attempt_time=next_attempt,
+        expire_time=expires,
+        purge_time=purged,
+        progress=Progress(**json.loads(progress)) if progress else None,
+        error=JobError(**json.loads(error)) if error else None,
+        worker_id=worker_id or "",
+        cancel_requested=bool(cancel_requested),
+        trace_id=trace_id,
+    )
+
+
+# Few are in use, and each is the same for many jobs.
+_policy = functools.lru_cache(maxsize=256)(RetryPolicy)
 
 
 def unique_from_row(row: Any) -> Unique | None:
@@ -133,17 +207,33 @@ def event_detail(
     return detail or None
 
 
-def event_from_row(row: sa.Row[Any]) -> JobEvent:
-    detail: dict[str, Any] = row.detail or {}
+def event_columns(
+    sqlite: bool, events: sa.FromClause = job_events
+) -> tuple[sa.ColumnElement[Any], ...]:
+    """What `event` takes, for a Read. `events`: the table, or some of it."""
+    of = events.c
+    return (
+        id_text(of.job_id, sqlite).label("job_id"),
+        *(of.sequence, of.type, of.state),
+        microseconds(of.event_time, sqlite).label("event_time"),
+        *(of.attempt, of.worker_id),
+        json_text(of.detail, sqlite).label("detail"),
+    )
+
+
+def event(values: Sequence[Any]) -> JobEvent:
+    """From the values of `event_columns`."""
+    job_id, sequence, kind, state, time, attempt, worker_id, text = values
+    detail: dict[str, Any] = json.loads(text) if text else _NOTHING
     due = detail.get("next_attempt_time")
     return JobEvent(
-        job_id=row.job_id,
-        sequence=row.sequence,
-        type=EventType(row.type),
-        event_time=row.event_time,
-        state=JobState(row.state),
-        attempt=row.attempt,
-        worker_id=row.worker_id or "",
+        job_id=job_id,
+        sequence=sequence,
+        type=_EVENT_TYPES[kind],
+        event_time=moment(time),
+        state=_STATES[state],
+        attempt=attempt,
+        worker_id=worker_id or "",
         error=JobError(**detail["error"]) if "error" in detail else None,
         report=_report_from(detail),
         next_attempt_time=datetime.fromisoformat(due) if due else None,

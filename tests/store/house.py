@@ -394,3 +394,11 @@ def wait_until_blocked(house: House) -> None:
             assert not timeout.is_set(), "nobody waits for a lock"
     finally:
         timer.cancel()
+
+
+def explain(cursor: Any, statement: str, parameters: Any, options: str = "") -> None:
+    """EXPLAIN of a statement, with what PostgreSQL is told before it."""
+    before, _, query = statement.rpartition(";\n")
+    if before:
+        cursor.execute(before)
+    cursor.execute(f"EXPLAIN {options} {query}", parameters)

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 
 from jobsvc.core.model import JobFilter
 from jobsvc.core.states import JobState
-from jobsvc.store.database import BY_INDEX, Database, Transaction
+from jobsvc.store.database import Database, Transaction
+from jobsvc.store.dialects.reading import BY_INDEX
 from jobsvc.store.reads import listing
 from jobsvc.store.reads.listing import Search
 from tests.store.house import House, wipe

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import ARRAY
-
-from jobsvc.store.tables import JobId
 
 
 def update_many(
@@ -133,29 +130,6 @@ def _given(types: dict[str, sa.types.TypeEngine[Any]], varying: frozenset[str]) 
         else sa.cast(sa.bindparam(f"b_{name}", type_=kind), kind)
         for name, kind in types.items()
     }
-
-
-def pairs(connection: sa.Connection, ids: Sequence[str], numbers: Sequence[int]) -> sa.Subquery:
-    """A table (id, number) of given rows, to join with; the same length each."""
-    if connection.dialect.name == "sqlite":
-        rows = json.dumps([[i.replace("-", ""), n] for i, n in zip(ids, numbers, strict=True)])
-        each = sa.func.json_each(rows).table_valued("value")
-        return sa.select(
-            sa.type_coerce(sa.func.json_extract(each.c.value, "$[0]"), JobId).label("id"),
-            sa.type_coerce(sa.func.json_extract(each.c.value, "$[1]"), sa.BigInteger).label(
-                "number"
-            ),
-        ).subquery("given")
-    kinds = ARRAY(JobId), ARRAY(sa.BigInteger)
-    unnested = (
-        sa.func.unnest(
-            sa.cast(sa.bindparam("given_ids", list(ids), type_=kinds[0]), kinds[0]),
-            sa.cast(sa.bindparam("given_numbers", list(numbers), type_=kinds[1]), kinds[1]),
-        )
-        .table_valued(sa.column("id", JobId), sa.column("number", sa.BigInteger), name="given")
-        .render_derived()
-    )
-    return sa.select(unnested.c.id, unnested.c.number).subquery("given_rows")
 
 
 def insert_or_ignore(connection: sa.Connection, table: sa.Table, key: str) -> Any:

@@ -16,15 +16,16 @@ What is seen was on disk before, and so are all numbers up to its own.
 
 from __future__ import annotations
 
-import functools
+import json
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from jobsvc.core.model import JobEvent
-from jobsvc.store.rows import EVENT_COLUMNS, event_from_row
+from jobsvc.store.dialects.reading import id_text, in_order, json_text, microseconds, moment
+from jobsvc.store.rows import event, event_columns
 from jobsvc.store.schema import home, is_home
 from jobsvc.store.tables import JobId, UtcTime, job_events, jobs, service
 
@@ -32,28 +33,52 @@ from jobsvc.store.tables import JobId, UtcTime, job_events, jobs, service
 Position = tuple[int, str, int]
 NO_JOB = "00000000-0000-0000-0000-000000000000"
 
-_FACTS = (
-    *(jobs.c.job_type, jobs.c.queue, jobs.c.labels, jobs.c.idempotency_key),
-    *(jobs.c.create_time, jobs.c.finish_time),
-)
 # Of the transactions that are still under way.
 _OLDEST_NUMBER = sa.literal_column(
     "pg_snapshot_xmin(pg_current_snapshot())::text::bigint", sa.BigInteger
 )
 
 
-@dataclass(frozen=True, slots=True)
-class FleetEvent:
-    """An event, and what its job is known by as of the same read."""
+class FleetEvent(NamedTuple):
+    """An event, and what its job is known by as of the same read. As the database gave it: most
+    watchers look at little of it. Times are in microseconds since 1970."""
 
-    position: Position
-    event: JobEvent
+    x: int
+    job_id: str
+    sequence: int
+    type: str
+    state: str
+    time: int
+    attempt: int
+    worker_id: str | None
+    detail: str | None  # JSON
     job_type: str
     queue: str
-    labels: dict[str, str]
+    job_labels: str  # JSON
     idempotency_key: str | None
-    create_time: datetime
-    finish_time: datetime | None
+    created: int
+    finished: int | None
+
+    @property
+    def position(self) -> Position:
+        return self[:3]
+
+    @property
+    def event(self) -> JobEvent:
+        return event(self[1:9])
+
+    @property
+    def create_time(self) -> datetime:
+        return moment(self.created)
+
+    @property
+    def finish_time(self) -> datetime | None:
+        return None if self.finished is None else moment(self.finished)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        labels: dict[str, str] = json.loads(self.job_labels)
+        return labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,35 +110,24 @@ def page_after(connection: sa.Connection, position: Position | None, limit: int)
     """The up to `limit` events that follow the position, in order; for None no events, but all
     else. In one snapshot, whatever commits meanwhile."""
     x, job_id, sequence = position or (0, NO_JOB, 0)
-    statement = _statement(connection.dialect.name == "sqlite")
-    given = {"x": x, "job": job_id, "seq": sequence, "count": limit if position else 0}
-    rows = connection.execute(statement, given).all()
-    head = rows[0]
+    count = limit if position else 0
+    rows = _read(connection, {"x": x, "job": job_id, "seq": sequence, "count": count})
+    incarnation, at, now, bound, latest, first, *_ = rows[0]
     return Page(
-        incarnation=head.incarnation,
-        at_home=is_home(head.home, home(connection)),
-        now=head.now,
-        bound=head.bound,
-        latest=head.latest,
-        events=[_event(row) for row in rows if row.job_id is not None],
+        incarnation=incarnation,
+        at_home=is_home(at, home(connection)),
+        now=moment(now),
+        bound=bound,
+        latest=latest,
+        events=[FleetEvent._make(row[_HEAD:]) for row in rows] if first is not None else [],
     )
 
 
-def _event(row: sa.Row[Any]) -> FleetEvent:
-    return FleetEvent(
-        position=(row.x, row.job_id, row.sequence),
-        event=event_from_row(row),
-        job_type=row.job_type,
-        queue=row.queue,
-        labels=row.labels,
-        idempotency_key=row.idempotency_key,
-        create_time=row.create_time,
-        finish_time=row.finish_time,
-    )
+_HEAD = 5  # columns that are not the event's
 
 
-@functools.cache
-def _statement(sqlite: bool) -> sa.Select[Any]:
+@in_order
+def _read(sqlite: bool) -> sa.Select[Any]:
     """What is known of the whole, beside each of the events; one row without any if there is none.
 
     Events are picked before jobs are looked up, for the planner not to begin with the jobs.
@@ -126,7 +140,7 @@ def _statement(sqlite: bool) -> sa.Select[Any]:
     latest = sa.select(sa.func.max(job_events.c.x)).scalar_subquery()
     order = job_events.c.x, job_events.c.job_id, job_events.c.sequence
     picked = (
-        sa.select(*EVENT_COLUMNS)
+        sa.select(job_events)
         .where(
             job_events.c.x >= x,
             job_events.c.x < sa.select(bound).scalar_subquery(),
@@ -140,19 +154,26 @@ def _statement(sqlite: bool) -> sa.Select[Any]:
         .subquery("picked")
     )
     found = (
-        sa.select(*picked.c, *_FACTS)
+        sa.select(
+            *(picked.c.x, picked.c.job_id.label("place")),
+            *event_columns(sqlite, picked),
+            *(jobs.c.job_type, jobs.c.queue, json_text(jobs.c.labels, sqlite).label("labels")),
+            jobs.c.idempotency_key,
+            microseconds(jobs.c.create_time, sqlite).label("created"),
+            microseconds(jobs.c.finish_time, sqlite).label("finished"),
+        )
         .select_from(picked.join(jobs, jobs.c.id == picked.c.job_id))
         .subquery("found")
     )
     return (
         sa.select(
-            service.c.incarnation,
+            id_text(service.c.incarnation, sqlite).label("incarnation"),
             service.c.home,
-            clock(type_=UtcTime).label("now"),
+            microseconds(clock(type_=UtcTime), sqlite).label("now"),
             bound.label("bound"),
             sa.func.coalesce(latest, 0).label("latest"),
-            *found.c,
+            *(column for column in found.c if column.name != "place"),
         )
         .select_from(service.outerjoin(found, sa.true()))
-        .order_by(found.c.x, found.c.job_id, found.c.sequence)
+        .order_by(found.c.x, found.c.place, found.c.sequence)
     )

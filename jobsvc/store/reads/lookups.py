@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from jobsvc.core.model import Input, Job, JobError, JobEvent, JobOutcome
 from jobsvc.core.states import JobState
 from jobsvc.errors import JobUnknown
-from jobsvc.store.dialects.statements import pairs
+from jobsvc.store.dialects.reading import Read, id_text, one_of
 from jobsvc.store.rows import (
-    EVENT_COLUMNS,
     JOB_COLUMNS,
     JOB_COLUMNS_WITH_PAYLOAD,
-    event_from_row,
+    event,
+    event_columns,
     job_from_row,
 )
-from jobsvc.store.tables import job_events, jobs
+from jobsvc.store.tables import JobId, job_events, jobs
 
 
 def get_job(connection: sa.Connection, job_id: str) -> Job:
@@ -56,21 +59,32 @@ def get_outcome(connection: sa.Connection, job_id: str) -> JobOutcome:
 
 
 def list_events(connection: sa.Connection, job_id: str, after: int, limit: int) -> list[JobEvent]:
-    rows = connection.execute(
-        sa.select(*EVENT_COLUMNS)
-        .where(job_events.c.job_id == job_id, job_events.c.sequence > after)
+    given = {"id": job_id, "after": after, "limit": limit}
+    return [event(row) for row in _list_events(connection, given)]
+
+
+@Read
+def _list_events(sqlite: bool) -> sa.Select[Any]:
+    return (
+        sa.select(*event_columns(sqlite))
+        .where(
+            job_events.c.job_id == sa.bindparam("id"), job_events.c.sequence > sa.bindparam("after")
+        )
         .order_by(job_events.c.sequence)
-        .limit(limit)
+        .limit(sa.bindparam("limit", type_=sa.Integer))
     )
-    return [event_from_row(row) for row in rows]
 
 
 def heads(connection: sa.Connection, job_ids: Sequence[str]) -> dict[str, tuple[int, JobState]]:
     """Job id -> (last sequence, state), for those that exist."""
-    rows = connection.execute(
-        sa.select(jobs.c.id, jobs.c.last_sequence, jobs.c.state).where(jobs.c.id.in_(job_ids))
-    )
-    return {row.id: (row.last_sequence, JobState(row.state)) for row in rows}
+    rows = _heads(connection, {"ids": list(job_ids)})
+    return {job_id: (last, JobState(state)) for job_id, last, state in rows}
+
+
+@Read
+def _heads(sqlite: bool) -> sa.Select[Any]:
+    columns = id_text(jobs.c.id, sqlite).label("id"), jobs.c.last_sequence, jobs.c.state
+    return sa.select(*columns).where(one_of(jobs.c.id, "ids", sqlite))
 
 
 def events_after(
@@ -81,17 +95,50 @@ def events_after(
     Sequences have no gaps, so a range of numbers bounds the count of rows. Since a job's row lock
     orders its commits, what is read is a gapless prefix of what follows.
     """
-    given = pairs(connection, [c[0] for c in cursors], [c[1] for c in cursors])
-    rows = connection.execute(
-        sa.select(given.c.number.label("after"), *EVENT_COLUMNS)
+    given: dict[str, Any]
+    if connection.dialect.name == "sqlite":
+        given = {"cursors": json.dumps([[i.replace("-", ""), after] for i, after in cursors])}
+    else:
+        given = {"ids": [i for i, _ in cursors], "numbers": [after for _, after in cursors]}
+    found: dict[tuple[str, int], list[JobEvent]] = {}
+    for after, *values in _events_after(connection, {**given, "limit": limit}):
+        read = event(values)
+        found.setdefault((read.job_id, after), []).append(read)
+    return found
+
+
+@Read
+def _events_after(sqlite: bool) -> sa.Select[Any]:
+    given = _cursors(sqlite)
+    after = given.c.number
+    return (
+        sa.select(after, *event_columns(sqlite))
         .join(job_events, job_events.c.job_id == given.c.id)
         .where(
-            job_events.c.sequence > given.c.number,
-            job_events.c.sequence <= given.c.number + limit,
+            job_events.c.sequence > after,
+            job_events.c.sequence <= after + sa.bindparam("limit", type_=sa.Integer),
         )
-        .order_by(job_events.c.job_id, given.c.number, job_events.c.sequence)
+        .order_by(job_events.c.job_id, after, job_events.c.sequence)
     )
-    found: dict[tuple[str, int], list[JobEvent]] = {}
-    for row in rows:
-        found.setdefault((row.job_id, row.after), []).append(event_from_row(row))
-    return found
+
+
+def _cursors(sqlite: bool) -> sa.FromClause:
+    """The given (id, number), to join with."""
+    if sqlite:
+        each = sa.func.json_each(sa.bindparam("cursors")).table_valued("value")
+        return sa.select(
+            sa.type_coerce(sa.func.json_extract(each.c.value, "$[0]"), JobId).label("id"),
+            sa.type_coerce(sa.func.json_extract(each.c.value, "$[1]"), sa.BigInteger).label(
+                "number"
+            ),
+        ).subquery("given")
+    ids: ARRAY[str] = ARRAY(JobId)
+    numbers: ARRAY[int] = ARRAY(sa.BigInteger)
+    return (
+        sa.func.unnest(
+            sa.cast(sa.bindparam("ids", type_=ids), ids),
+            sa.cast(sa.bindparam("numbers", type_=numbers), numbers),
+        )
+        .table_valued(sa.column("id", JobId), sa.column("number", sa.BigInteger), name="given")
+        .render_derived()
+    )

@@ -18,7 +18,8 @@ import sqlalchemy as sa
 from jobsvc.core.model import Effects
 from jobsvc.store import registry
 from jobsvc.store.batch import Batch
-from jobsvc.store.database import BY_INDEX, Transaction
+from jobsvc.store.database import Transaction
+from jobsvc.store.dialects.reading import BY_INDEX
 from jobsvc.store.locking import OFFERED, LockedJob, lock_next
 from jobsvc.store.rules.limits import Room, count_running_keys, rank
 from jobsvc.store.tables import job_types, jobs, queues

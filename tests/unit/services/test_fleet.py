@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -297,6 +298,34 @@ async def test_whoever_does_not_read_falls_out_of_the_window_and_misses_nothing(
     house.report(claimed, LINE)
     fleet.notify()
     assert await take_names(slow, 1) == await take_names(fast, 1) == [(claimed.job_id, 48)]
+
+
+async def test_whoever_is_behind_is_read_for_ahead_of_what_it_takes(
+    fleet: Fleet, house: House, tap: Tap
+) -> None:
+    """One page and no more; and all that it wants of it is prepared in a thread."""
+    mark = (await _first(fleet)).mark
+    await until(lambda: fleet.latest is None)
+    claimed = house.start()
+    house.report(claimed, *[LINE] * 20)
+    keeper = await begun(fleet)
+    prepared: list[tuple[int, str]] = []
+
+    def prepare(told: Told) -> None:
+        prepared.append((told.found.sequence, threading.current_thread().name))
+
+    wanted = JobFilter(states=frozenset({JobState.RUNNING}))
+    stream = fleet.watch(wanted, mark, NEVER, prepare)
+    assert isinstance(await following(stream), Beat)
+    assert await take_names(stream, 1) == [(claimed.job_id, 2)]
+    await until(lambda: len(prepared) >= 7)
+    reads = tap.reads
+    await asyncio.sleep(0.05)
+    assert tap.reads == reads
+    in_threads = [sequence for sequence, thread in prepared if thread.startswith("db")]
+    assert in_threads == [2, 3, 4, 5, 6, 7, 8]
+    await stream.aclose()
+    await keeper.aclose()
 
 
 async def test_the_window_has_a_limit_of_bytes_too(

@@ -353,6 +353,41 @@ async def test_a_hint_while_the_job_is_looked_up(hub: WatchHub, house: House, ta
     assert await waiting == 3
 
 
+async def test_whoever_is_alone_waits_for_nobody(
+    hub: WatchHub, house: House, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first event is one read, and each that is hinted is read at once."""
+    monkeypatch.setattr(watch, "GATHER_SECONDS", NEVER)
+    claimed = house.start()
+    stream = hub.watch(claimed.job_id, 1, NEVER)
+    assert await next_event(stream) == 2
+    assert tap.reads == 1
+    for sequence in (3, 4, 5):
+        house.report(claimed, LINE)
+        hub.notify(house.effects.changes)
+        assert await next_event(stream) == sequence
+    await stream.aclose()
+
+
+async def test_after_a_crowd_hints_gather(
+    hub: WatchHub, house: House, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "GATHER_SECONDS", 0.2)
+    claimed = house.start()
+    streams = [hub.watch(claimed.job_id, 1, NEVER) for _ in range(watch.CROWD)]
+    waiting = asyncio.gather(*map(next_event, streams))
+    assert await waiting == [2] * watch.CROWD
+    began = tap.reads
+    for _ in range(3):
+        house.report(claimed, LINE)
+        hub.notify(house.effects.changes)
+        await asyncio.sleep(0)
+    assert [await next_event(streams[0]) for _ in range(3)] == [3, 4, 5]
+    assert tap.reads == began + 1
+    for stream in streams:
+        await stream.aclose()
+
+
 async def test_busy_watchers_do_not_starve_the_others(
     hub: WatchHub, house: House, tap: Tap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
