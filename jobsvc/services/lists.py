@@ -40,11 +40,19 @@ class Lists:
         last id that was looked at (empty at the end of the list). They are read as it takes them;
         it runs beside the event loop, and perhaps twice. `full`: with payload and traceback."""
 
-        def read(connection: Connection) -> T:
-            ids, last = listing.find(connection, Search(wanted), after, limit)
+        search = Search(wanted)
+
+        def read_all(connection: Connection) -> T:
+            jobs, last = listing.page(connection, search, after, limit)
+            return gather(iter(jobs), last)
+
+        def read_in_turn(connection: Connection) -> T:
+            ids, last = listing.find(connection, search, after, limit)
             return gather(listing.read(connection, ids, full=full), last)
 
-        return await self._threads.run(self._database.scan, read)
+        if full or limit > listing.READ_JOBS:
+            return await self._threads.run(self._database.scan, read_in_turn)
+        return await self._threads.read(read_all)
 
     async def failure_groups(self, wanted: JobFilter) -> list[FailureGroup]:
         """Of the newest jobs that match and have an error, most jobs first."""

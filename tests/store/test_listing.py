@@ -73,6 +73,10 @@ def pages(database: Database, search: Search, size: int) -> list[list[str]]:
         ids, last = database.scan(
             lambda c, after=after: listing.find(c, search, after, size)  # type: ignore[misc]
         )
+        jobs, same = database.read(
+            lambda c, after=after: listing.page(c, search, after, size)  # type: ignore[misc]
+        )
+        assert ([job.job_id for job in jobs], same) == (ids, last)
         assert len(ids) <= size
         found.append(ids)
         if not last:

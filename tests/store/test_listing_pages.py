@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
-from jobsvc.core.model import AttemptFailed, Input, JobError, JobFilter
+from jobsvc.core.model import (
+    AttemptFailed,
+    Concurrency,
+    Input,
+    JobError,
+    JobFilter,
+    OnConflict,
+    Progress,
+    RetryPolicy,
+    Unique,
+    UniqueScope,
+)
+from jobsvc.core.states import JobState
 from jobsvc.store.reads import listing
 from jobsvc.store.reads.listing import Search
 from tests.store.house import House, new_id
@@ -60,10 +74,51 @@ def test_without_full_no_payload_and_no_traceback_is_read(house: House) -> None:
     (basic,) = read(house, [claimed.job_id], full=False)
     assert basic.input is None
     assert basic.error == JobError("TypeError", "never")
+    paged, _ = house.database.read(lambda c: listing.page(c, EVERY, "", 9))
+    assert paged == [basic]
     (full,) = read(house, [claimed.job_id], full=True)
     assert full.input == Input(b"big")
     assert full == house.get(claimed.job_id)
     assert full.error.traceback == "line 1"
+
+
+def test_a_page_has_all_that_a_job_shows(house: House) -> None:
+    """As one that is read by itself has it."""
+    begun = house.start(
+        labels={"a": "b"},
+        idempotency_key="k",
+        priority=3,
+        unique=Unique("u", UniqueScope.WAITING, OnConflict.REJECT),
+        concurrency=Concurrency("c", 2),
+        retry_policy=RetryPolicy(1.5, 3.0, 40.0, 0.1),
+        retention=3600.0,
+        expire_time=house.now() + timedelta(hours=1),
+    )
+    house.report(begun, Progress(1.0, 2.0, "half"))
+    later = house.submit(delay=60.0)
+    house.finish(begun, AttemptFailed(JobError("TypeError", "never", "line 1", retryable=True)))
+    asked = [later, begun.job_id]
+    alone = [replace(house.get(job_id), input=None) for job_id in asked]
+    (error,) = (job.error for job in alone if job.error)
+    expected = [replace(job, error=job.error and replace(error, traceback="")) for job in alone]
+    paged, _ = house.database.read(lambda c: listing.page(c, EVERY, "", 9))
+    assert paged == read(house, asked, full=False) == expected
+
+
+def test_a_page_of_one_filter_takes_one_statement(pg_house: House) -> None:
+    for _ in range(5):
+        pg_house.submit()
+    statements = []
+
+    def page(connection: sa.Connection) -> object:
+        sa.event.listen(
+            connection, "before_cursor_execute", lambda *args: statements.append(args[2])
+        )
+        search = Search(JobFilter(states=frozenset({JobState.QUEUED})))
+        return listing.page(connection, search, "", 3)
+
+    pg_house.database.read(page)
+    assert len(statements) == 1
 
 
 def test_large_payloads_are_read_as_they_are_asked_for(house: House) -> None:
