@@ -1,4 +1,4 @@
-"""Ten million finished jobs at once: rows as the service would have left them, with an event each.
+"""Millions of finished jobs at once: rows as the service would have left them, with an event each.
 
 Straight into the tables, since the service would take hours; what is measured beside them goes
 through the service.
@@ -6,7 +6,7 @@ through the service.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from typing import Any
 
 import psycopg2
@@ -51,7 +51,7 @@ _SETTLE = (
 )
 
 
-def fill(url: str, total: int, tell: Callable[[str], None]) -> None:
+def fill(url: str, total: int) -> None:
     """Into a database that has the schema and is empty."""
     connection: Any = psycopg2.connect(url.replace("+psycopg2", "", 1))
     try:
@@ -62,7 +62,7 @@ def fill(url: str, total: int, tell: Callable[[str], None]) -> None:
             for first in range(1, total + 1, CHUNK):
                 last = min(first + CHUNK - 1, total)
                 cursor.execute(_JOBS.format(first=first, last=last, total=total))
-                tell(f"{last:,} of {total:,} finished jobs")
+                print(f"{last:,} of {total:,} finished jobs", file=sys.stderr, flush=True)
             for statement in (_EVENTS, _LABELS, *_SETTLE):
                 cursor.execute(statement)
     finally:

@@ -21,7 +21,7 @@ END_SECONDS_MAX = 20.0
 
 
 class Program:
-    """A Python process that runs until it is closed; it ends with this one, however that does.
+    """A process that runs until it is closed; it ends with this one, however that does.
 
     Its output goes to `log` together with its errors, or with `piped` to `stdout`.
     """
@@ -29,7 +29,7 @@ class Program:
     def __init__(
         self,
         log: Path,
-        arguments: Sequence[str],
+        command: Sequence[str],
         environment: Mapping[str, str] | None = None,
         *,
         piped: bool = False,
@@ -37,7 +37,7 @@ class Program:
         self._log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", sys.executable, *arguments],
+                ["setpriv", "--pdeathsig", "KILL", *command],
                 cwd=ROOT,
                 env={**os.environ, **(environment or {})},
                 stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
@@ -90,6 +90,25 @@ class Program:
         psutil.wait_procs(tree, END_SECONDS_MAX)
 
 
+def run(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """To its end; raises RuntimeError with what it said if it fails."""
+    found = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if found.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed:\n{found.stdout[-3000:]}")
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module with this process' own interpreter."""
+    return [sys.executable, "-m", module, *arguments]
+
+
 def children(pid: int) -> list[Any]:
     """All below a process."""
     return list(psutil.Process(pid).children(recursive=True))
@@ -97,12 +116,16 @@ def children(pid: int) -> list[Any]:
 
 def cpu_seconds(pid: int) -> tuple[float, float]:
     """Of the process itself and of all below it, those that have ended among them."""
-    times = psutil.Process(pid).cpu_times()
-    below = times.children_user + times.children_system
-    for child in children(pid):
-        with suppress(psutil.NoSuchProcess):
-            below += sum(child.cpu_times()[:4])
-    return times.user + times.system, below
+    process = psutil.Process(pid)
+    while True:
+        times = process.cpu_times()
+        below = times.children_user + times.children_system
+        for child in children(pid):
+            with suppress(psutil.NoSuchProcess):
+                below += sum(child.cpu_times()[:4])
+        # One that ended meanwhile is in neither, or in both.
+        if process.cpu_times()[2:4] == times[2:4]:
+            return times.user + times.system, below
 
 
 def memory_kib(pid: int) -> dict[str, float]:

@@ -1,141 +1,273 @@
-"""What is measured of a side, in jobs, milliseconds and KiB; each on a freshly started one."""
+"""What is measured, in jobs, milliseconds and KiB; each section on freshly started sides."""
 
 from __future__ import annotations
 
-import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
-from scripts.benchmarks.load import Order
-from scripts.benchmarks.sides import (
-    CLIENTS,
-    SETTLE_SECONDS,
+from scripts.benchmarks.nodes import Cpu, Nodes
+from scripts.benchmarks.orders import Order
+from scripts.benchmarks.peers.sides import (
+    Awa,
     BackloggedCelery,
     Celery,
-    Cpu,
-    Echo,
-    Emptied,
-    Filled,
-    Jobsvc,
-    Loaded,
-    Nodes,
-    Side,
+    PgBoss,
+    Procrastinate,
     UnconfirmedCelery,
 )
+from scripts.benchmarks.results import Notes, Results
+from scripts.benchmarks.sides import CLIENTS, Echo, JobSide, Jobsvc, Loaded, Side
 
+IN_FLIGHT = 64
 BULK = 500
+BULK_IN_FLIGHT = 4
+SETTLE_SECONDS = 3.0
+FLEET_SECONDS_MAX = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long and how often."""
+    """How long, how many and how often."""
 
     seconds: float
-    fill_seconds: float
+    backlog: float  # as a part of what each side's worker drains in some seconds
     samples: int
+    latency_seconds: float  # less samples, rather than longer
     watchers: int
     fleet: int
-    rows: int
+    listed: int
+    sizes: tuple[int, ...]
+    turns: int
+    held_seconds: float  # how long a transaction is held open, and
+    other_seconds: float  # how long there is load before and after it
+    load_rate: float  # jobs a second
 
 
-FULL = Effort(6.0, 3.0, samples=200, watchers=1000, fleet=20_000, rows=10_000_000)
-QUICK = Effort(1.5, 0.5, samples=40, watchers=300, fleet=5_000, rows=100_000)
+FULL = Effort(
+    seconds=4.0,
+    backlog=1.0,
+    samples=200,
+    latency_seconds=8.0,
+    watchers=1000,
+    fleet=20_000,
+    listed=20_000,
+    sizes=(100_000, 10_000_000),
+    turns=3,
+    held_seconds=600.0,
+    other_seconds=60.0,
+    load_rate=200.0,
+)
+QUICK = Effort(
+    seconds=1.0,
+    backlog=0.1,
+    samples=40,
+    latency_seconds=3.0,
+    watchers=300,
+    fleet=5_000,
+    listed=2_000,
+    sizes=(10_000, 100_000),
+    turns=1,
+    held_seconds=20.0,
+    other_seconds=5.0,
+    load_rate=50.0,
+)
 
 
-@dataclass(slots=True)
-class Measured:
-    """`values` by row of the table; `cpu` by phase and part, in microseconds a job."""
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A round: what it runs on, and where its results go."""
 
-    values: dict[str, float] = field(default_factory=dict)
-    cpu: dict[str, Cpu] = field(default_factory=dict)
+    nodes: Nodes
+    effort: Effort
+    turn: int
+    results: Results
+    chosen: Callable[[type[Side]], bool]
+
+    @contextmanager
+    def tried(self, what: str) -> Iterator[None]:
+        """Says what is tried. A failure is noted: what was measured before is worth showing."""
+        what = f"round {self.turn + 1}: {what}"
+        print(what, file=sys.stderr, flush=True)
+        try:
+            yield
+        except (AssertionError, RuntimeError) as error:
+            self.results.failures.append(f"{what}: {error}")
 
 
-def submit(side: Side, effort: Effort) -> Measured:
+class Section(Protocol):
+    def run(self, name: str, stage: Stage) -> None: ...
+
+
+S = TypeVar("S", bound=Side)
+
+
+@dataclass(frozen=True, slots=True)
+class Race(Generic[S]):
+    """The same of each side, who take turns to go first: nobody always has the younger nodes."""
+
+    measure: Callable[[S, Effort, Notes], None]
+    sides: tuple[type[S], ...]
+
+    def run(self, name: str, stage: Stage) -> None:
+        sides = [side for side in self.sides if stage.chosen(side) and not side.missing()]
+        for side in rotated(sides, stage.turn):
+            with stage.tried(f"{name}, {side.name}"), side.open(stage.nodes) as opened:
+                self.measure(opened, stage.effort, stage.results.notes(side.name, stage.turn))
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """Of this service alone. `once`: in the first round only, as it repeats what it measures."""
+
+    tell: Callable[[Stage], None]
+    once: bool = False
+
+    def run(self, name: str, stage: Stage) -> None:
+        if stage.chosen(Jobsvc) and not (self.once and stage.turn):
+            with stage.tried(name):
+                self.tell(stage)
+
+
+T = TypeVar("T")
+
+
+def rotated(items: Sequence[T], turn: int) -> Sequence[T]:
+    first = turn % len(items) if items else 0
+    return [*items[first:], *items[:first]]
+
+
+def cost(side: Side, before: Cpu, count: int, loaded: Loaded | None = None) -> Cpu:
+    """Microseconds a job since `before`."""
+    used = {part: seconds - before[part] for part, seconds in side.cpu().items()}
+    if loaded is not None:
+        used["clients"] = loaded.cpu_seconds
+    # Nothing at all may have been done in time.
+    return {part: seconds / max(count, 1) * 1e6 for part, seconds in used.items()}
+
+
+def load(side: Side, order: Order, clients: int = CLIENTS) -> tuple[Loaded, Cpu]:
+    """What clients did, and what each of their jobs cost until all that it began was over."""
+    loading = side.clients(order, clients)
+    side.settle()
+    before = side.cpu()
+    loaded = loading.run()
+    side.settle()
+    cpu = cost(side, before, loaded.count, loaded)
+    loading.close()
+    return loaded, cpu
+
+
+def submit(side: Side, effort: Effort, notes: Notes) -> None:
     """With no worker."""
-    found = Measured()
-    one = side.clients(Order("submit", "", in_flight=1, seconds=effort.seconds / 2), 1).run()
-    found.values["submit_1"] = one.count / one.seconds
-    clients = side.clients(Order("submit", "", in_flight=64, seconds=effort.seconds))
-    side.wait_published()
-    before = side.cpu()
-    many = clients.run()
-    found.values["submit_64"] = many.count / many.seconds
-    side.wait_published()
-    if not isinstance(side, Echo):
-        found.values["publish_64"] = many.count / (time.time() - many.began)
-    found.cpu["submit at 64"] = _cost(side, before, many)
-    if not isinstance(side, Echo):
-        order = Order("submit", "", in_flight=CLIENTS, bulk=BULK, seconds=effort.seconds / 2)
-        bulk = side.clients(order).run()
-        found.values["submit_bulk"] = bulk.count / bulk.seconds
-    return found
+    one, cpu = load(side, Order("submit", seconds=effort.seconds / 2), 1)
+    notes.value("submit_1", one.count / one.seconds, cpu)
+    notes.value("call_ms", one.seconds / one.count * 1000, cpu)
+    many, cpu = load(side, Order("submit", in_flight=IN_FLIGHT, seconds=effort.seconds))
+    until_settled = time.time() - many.began
+    notes.value("submit_64", many.count / many.seconds, cpu)
+    if "server" in cpu:
+        notes.value("server_cpu", cpu["server"])
+    if isinstance(side, Jobsvc):
+        notes.value("publish_64", many.count / until_settled, cpu)
+    if isinstance(side, JobSide):
+        order = Order("submit", in_flight=BULK_IN_FLIGHT, bulk=BULK, seconds=effort.seconds / 2)
+        bulk, cpu = load(side, order)
+        notes.value("submit_bulk", bulk.count / bulk.seconds, cpu)
 
 
-def drain(side: Side, effort: Effort) -> Measured:
-    """A backlog, by a worker that is started when the broker has all of it."""
-    total = _fill(side, effort)
-    side.wait_published()
+def drain(side: JobSide, effort: Effort, notes: Notes) -> None:
+    """A backlog, by a worker that is started when all of it is there."""
+    count = int(side.backlog * effort.backlog)
+    load(side, Order("fill", in_flight=BULK_IN_FLIGHT, bulk=BULK, count=count))
+    drain_waiting(side, count, notes, "drain")
+    cpu = notes.figure("drain").cpu[notes.turn]
+    notes.value("worker_cpu", cpu["worker"] + cpu["children"])
+
+
+def drain_waiting(side: JobSide, count: int, notes: Notes, key: str) -> None:
+    """The jobs that are there, so many; their worker stays."""
+    before = side.ended_count()
+    since = time.time()
     side.start_worker()
-    before = side.cpu()
-    side.wait_ended(total)
-    first, last = side.span()
-    return Measured(
-        {"drain": total / (last - first)},
-        {"drain": _cost(side, before, None, total)},
-    )
+    started = side.cpu()
+    side.wait_ended(before + count)
+    cpu = cost(side, started, count)
+    ends = side.ends(since)
+    first = side.first_start(since)
+    notes.value(key, len(ends) / (max(ends.values()) - first), cpu)
+    notes.curve(key, [end - first for end in ends.values()])
 
 
-def _fill(side: Side, effort: Effort) -> int:
-    """Submits in bulk; answers how many jobs."""
-    order = Order("submit", "", in_flight=CLIENTS, bulk=BULK, seconds=effort.fill_seconds)
-    clients = side.clients(order)
-    filled = clients.run()
-    clients.close()
-    return filled.warmed_up + filled.count
-
-
-def flow(side: Side, effort: Effort) -> Measured:
-    """Submits at 64 in flight while a worker works, until the last has ended."""
+def flow(side: JobSide, effort: Effort, notes: Notes) -> None:
+    """Submits at 64 in flight while a worker works, until the last has ended; then at a fixed
+    rate, a quarter and a half of what that was."""
     side.start_worker()
-    clients = side.clients(Order("submit", "", in_flight=64, seconds=effort.seconds))
-    time.sleep(1)
+    clients = side.clients(Order("submit", in_flight=IN_FLIGHT, seconds=effort.seconds))
+    # The jobs of the warm-up that are left when it begins are part of the work.
+    before = side.cpu()
     loaded = clients.run()
-    side.wait_ended(loaded.warmed_up + loaded.count)
-    # The jobs of the warm-up that were left when it began are part of the work.
-    return Measured({"flow": loaded.count / (side.span()[1] - loaded.began)})
+    total = loaded.warmed_up + loaded.count
+    side.wait_ended(total)
+    clients.close()
+    peak = loaded.count / (max(side.ends(loaded.began).values()) - loaded.began)
+    notes.value("flow", peak, cost(side, before, loaded.count, loaded))
+    for part, name in (4, "quarter"), (2, "half"):
+        total = keep_rate(side, peak / part, effort.seconds, total, notes, name)
 
 
-def latency(side: Side, effort: Effort) -> Measured:
+def keep_rate(
+    side: JobSide, rate: float, seconds: float, before: int, notes: Notes, name: str
+) -> int:
+    """So many jobs a second beside a worker, when there were so many before; answers how many there
+    are then. A job is done when its row says so."""
+    clients = side.clients(Order("rate", rate=rate, seconds=seconds))
+    used = side.cpu()
+    loaded = clients.run()
+    total = before + loaded.warmed_up + loaded.count
+    side.wait_ended(total)
+    cpu = cost(side, used, loaded.count, loaded)
+    clients.close()
+    ends = side.ends(loaded.began)
+    times = [ends[job_id] - due for job_id, due in loaded.due.items()]
+    notes.milliseconds(times, {50: f"{name}_p50", 99: f"{name}_p99"}, cpu)
+    notes.curve(name, times)
+    return total
+
+
+def latency(side: JobSide, effort: Effort, notes: Notes) -> None:
     """One job after the other, as its watcher sees it."""
     side.start_worker(tracked=True)
-    order = Order("latency", "", count=effort.samples)
-    loaded = side.clients(order, 1).run()
-    return Measured(
-        {
-            "start_p50": _percentile_ms(loaded.to_start, 50),
-            "start_p99": _percentile_ms(loaded.to_start, 99),
-            "done_p50": _percentile_ms(loaded.to_done, 50),
-            "done_p99": _percentile_ms(loaded.to_done, 99),
-        }
-    )
+    follow(side, effort, notes, "")
 
 
-def memory(side: Side, effort: Effort) -> Measured:
+def follow(side: JobSide, effort: Effort, notes: Notes, prefix: str) -> None:
+    order = Order("latency", count=effort.samples, seconds=effort.latency_seconds)
+    loaded, cpu = load(side, order, 1)
+    if loaded.to_start:
+        notes.milliseconds(
+            loaded.to_start, {50: f"{prefix}start_p50", 99: f"{prefix}start_p99"}, cpu
+        )
+    notes.milliseconds(loaded.to_done, {50: f"{prefix}done_p50", 99: f"{prefix}done_p99"}, cpu)
+    notes.curve(f"{prefix}done", loaded.to_done)
+
+
+def memory(side: JobSide, effort: Effort, notes: Notes) -> None:
     """Idle processes, and what idle watchers add to a server's."""
     side.start_worker()
     time.sleep(SETTLE_SECONDS)
-    found = Measured()
     for part, kib in side.memory().items():
-        for kind, value in kib.items():
-            found.values[f"{part}_{kind}"] = value / 1024
+        for kind in ("rss", "uss"):
+            notes.value(f"{part}_{kind}", kib[kind] / 1024)
     if isinstance(side, Jobsvc):
-        found.values["watcher"] = _watcher_kib(side, effort.watchers)
-    return found
+        notes.value("watcher", _watcher_kib(side, effort.watchers))
 
 
 def _watcher_kib(side: Jobsvc, count: int) -> float:
-    clients = side.clients(Order("watchers", "", count=count), 1)
+    clients = side.clients(Order("watchers", count=count), 1)
     time.sleep(SETTLE_SECONDS)
     before = side.memory()["server"]["uss"]
     clients.run()
@@ -143,29 +275,23 @@ def _watcher_kib(side: Jobsvc, count: int) -> float:
     return (side.memory()["server"]["uss"] - before) / count
 
 
-def fan_out(side: Side, effort: Effort) -> Measured:
+def fan_out(side: Side, effort: Effort, notes: Notes) -> None:
     """One job, watched by many."""
     if isinstance(side, Jobsvc):
         side.start_worker()
-    clients = side.clients(Order("fanout", "", count=effort.watchers), 1)
-    before = side.cpu()
-    loaded = clients.run()
-    return Measured(
-        {"fan_out": loaded.count / loaded.seconds},
-        {"fan-out, an event": _cost(side, before, loaded)},
-    )
+    loaded, cpu = load(side, Order("fanout", count=effort.watchers), 1)
+    notes.value("fan_out", loaded.count / loaded.seconds, cpu)
 
 
-def fleet(side: Side, effort: Effort) -> Measured:
+def fleet(side: Side, effort: Effort, notes: Notes) -> None:
     """Many jobs, watched by one."""
-    clients = side.clients(Order("fleet", "", count=effort.fleet), 1)
-    side.wait_published()  # the submits are over, and so is what followed from them
-    before = side.cpu()
-    loaded = clients.run()
-    return Measured(
-        {"fleet": loaded.count / loaded.seconds},
-        {"fleet, an event": _cost(side, before, loaded)},
-    )
+    watch_fleet(side, effort, notes, "fleet")
+
+
+def watch_fleet(side: Side, effort: Effort, notes: Notes, key: str) -> None:
+    """Leaves as many jobs as it watched."""
+    loaded, cpu = load(side, Order("fleet", count=effort.fleet, seconds=FLEET_SECONDS_MAX), 1)
+    notes.value(key, loaded.count / loaded.seconds, cpu)
 
 
 LISTS = {
@@ -177,51 +303,28 @@ LISTS = {
 }
 
 
-def scale(side: Side, effort: Effort) -> Measured:
-    """Behind many finished jobs and in front of none: submit, run, list."""
-    submitted = side.clients(Order("submit", "", in_flight=64, seconds=effort.seconds)).run()
-    found = Measured({"scale_submit": submitted.count / submitted.seconds})
-    filled = _fill(side, effort)
-    side.wait_published()
-    side.start_worker()
-    side.wait_ended(submitted.warmed_up + submitted.count + filled)
-    first, last = side.span()
-    found.values["scale_drain"] = side.ended_count() / (last - first)
+def lists(stage: Stage) -> None:
+    """Pages of a list of some thousand finished jobs."""
+    with ExitStack() as stack:
+        side = Jobsvc(stage.nodes, stack, stage.effort.listed)
+        list_pages(side, stage.effort, stage.results.notes(side.name, stage.turn), "list")
+
+
+def list_pages(side: Jobsvc, effort: Effort, notes: Notes, prefix: str) -> None:
     for name, wanted in LISTS.items():
-        order = Order("list", "", count=effort.samples, filter=wanted)
-        listed = side.clients(order, 1).run()
-        found.values[f"list_{name}"] = _percentile_ms(listed.to_done, 50)
-    return found
+        order = Order("list", count=effort.samples, filter=wanted)
+        listed, cpu = load(side, order, 1)
+        notes.milliseconds(listed.to_done, {50: f"{prefix}_{name}"}, cpu)
 
 
-Section = Callable[[Side, Effort], Measured]
-SECTIONS: Mapping[str, tuple[Section, tuple[type[Side], ...]]] = {
-    "submit": (submit, (Jobsvc, Celery, UnconfirmedCelery, Echo)),
-    "drain": (drain, (Jobsvc, BackloggedCelery)),
-    "flow": (flow, (Jobsvc, Celery)),
-    "latency": (latency, (Jobsvc, Celery)),
-    "memory": (memory, (Jobsvc, Celery)),
-    "fan-out": (fan_out, (Jobsvc, Echo)),
-    "fleet": (fleet, (Jobsvc, Echo)),
-    "scale": (scale, (Filled, Emptied)),
+MAIN: dict[str, Section] = {
+    "submit": Race(submit, (Jobsvc, Celery, UnconfirmedCelery, Procrastinate, Awa, PgBoss, Echo)),
+    "drain": Race(drain, (Jobsvc, BackloggedCelery, Procrastinate, Awa, PgBoss)),
+    "flow": Race(flow, (Jobsvc, Celery, Procrastinate, Awa, PgBoss)),
+    "latency": Race(latency, (Jobsvc, Celery, Procrastinate, Awa, PgBoss)),
+    "fleet": Race(fleet, (Jobsvc, Echo)),
+    "fan-out": Race(fan_out, (Jobsvc, Echo)),
+    "lists": Story(lists),
+    "memory": Race(memory, (Jobsvc, Celery, Procrastinate, Awa, PgBoss)),
 }
-
-
-def measure(name: str, side: type[Side], nodes: Nodes, effort: Effort) -> Measured:
-    """Starts the side anew for it."""
-    section, _ = SECTIONS[name]
-    Filled.rows = effort.rows
-    with side.open(nodes) as opened:
-        return section(opened, effort)
-
-
-def _cost(side: Side, before: Cpu, loaded: Loaded | None, count: int = 0) -> Cpu:
-    used = {part: seconds - before[part] for part, seconds in side.cpu().items()}
-    if loaded is not None:
-        used["clients"] = loaded.cpu_seconds
-        count = loaded.count
-    return {part: seconds / count * 1e6 for part, seconds in used.items()}
-
-
-def _percentile_ms(seconds: tuple[float, ...], percent: int) -> float:
-    return statistics.quantiles(seconds, n=100, method="inclusive")[percent - 1] * 1000
+PEERS = (Celery, UnconfirmedCelery, Procrastinate, Awa, PgBoss)

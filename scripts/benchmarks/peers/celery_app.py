@@ -1,14 +1,12 @@
-"""The Celery side's application; its addresses come in the environment."""
+"""Celery's application; its addresses come in the environment."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from celery import Celery  # type: ignore[import-not-found,import-untyped,unused-ignore]
-from celery.signals import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    worker_ready,
-)
+from celery import Celery
+from celery.signals import worker_ready
 
 CONNECTIONS_MAX = 64
 
@@ -34,6 +32,8 @@ def _echo(payload: dict[str, Any]) -> dict[str, Any]:
 echo: Any = app.task(name="bench.echo")(_echo)
 
 
-@worker_ready.connect  # type: ignore[untyped-decorator,unused-ignore]
 def _tell_ready(**_: Any) -> None:
     print("bench worker ready", flush=True)
+
+
+worker_ready.connect(_tell_ready)

@@ -1,0 +1,1 @@
+"""Clients in processes of their own: `python -m scripts.benchmarks.clients ORDER`."""

@@ -1,0 +1,1 @@
+"""Applications of the systems that this service is compared with."""
