@@ -172,10 +172,13 @@ class JobSide(Side):
         return used
 
     def memory(self) -> dict[str, dict[str, float]]:
-        """KiB of each part; of workers and their children, the largest."""
+        """KiB of each part: of a server with all its processes, of the largest worker, and of the
+        largest child of one."""
         used = {}
         if self.server is not None:
-            used["server"] = memory_kib(self.server.pid)
+            pids = [self.server.pid, *(child.pid for child in children(self.server.pid))]
+            each = [memory_kib(pid) for pid in pids]
+            used["server"] = {kind: sum(kib[kind] for kib in each) for kind in each[0]}
         below = [child.pid for worker in self.workers for child in children(worker.pid)]
         for part, pids in ("worker", [w.pid for w in self.workers]), ("child", below):
             if each := [memory_kib(pid) for pid in pids]:

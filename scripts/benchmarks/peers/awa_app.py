@@ -33,7 +33,7 @@ async def _run_worker() -> None:
     """Until it is killed."""
     async with new_client() as client:
 
-        @client.task(Echo, queue=QUEUE)  # type: ignore[untyped-decorator,unused-ignore]
+        @client.task(Echo, queue=QUEUE)  # type: ignore[untyped-decorator]
         async def echo(job: Any) -> dict[str, Any]:
             return {"payload": job.args.payload}
 
