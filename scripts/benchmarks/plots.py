@@ -22,32 +22,35 @@ LATENCIES = {
 def draw(results: Results, directory: Path) -> None:
     """Those for which something was measured."""
     matplotlib.use("Agg")
-    if drained := results.curves.get("drain"):
-        _draw_drain(drained, directory / "drain.png")
-    if measured := [name for name in LATENCIES if name in results.curves]:
-        _draw_latencies(results, measured, directory / "latency.png")
+    everyone = dict.fromkeys(who for curves in results.curves.values() for who in curves)
+    colours = {who: f"C{number}" for number, who in enumerate(everyone)}
+    if "drain" in results.curves:
+        _draw_drain(results, colours, directory / "drain.png")
+    if any(name in results.curves for name in LATENCIES):
+        _draw_latencies(results, colours, directory / "latency.png")
 
 
-def _draw_drain(drained: Mapping[str, Mapping[int, Sequence[float]]], path: Path) -> None:
+def _draw_drain(results: Results, colours: Mapping[str, str], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 6))
-    for number, (who, rounds) in enumerate(drained.items()):
+    for who, rounds in results.curves["drain"].items():
         for label, seconds in _labelled(who, rounds):
             ended = range(1, len(seconds) + 1)
-            axes.plot(*_thinned(seconds, ended), color=f"C{number}", label=label)
+            axes.plot(*_thinned(seconds, ended), color=colours[who], label=label)
     axes.set(title="A backlog drained by one worker", xlabel="seconds", ylabel="jobs ended")
     _finish(figure, [axes], path)
 
 
-def _draw_latencies(results: Results, names: Sequence[str], path: Path) -> None:
+def _draw_latencies(results: Results, colours: Mapping[str, str], path: Path) -> None:
+    names = [name for name in LATENCIES if name in results.curves]
     figure, grid = pyplot.subplots(
         1, len(names), figsize=(6 * len(names), 5), sharey=True, squeeze=False
     )
     for axes, name in zip(grid[0], names, strict=True):
-        for number, (who, rounds) in enumerate(results.curves[name].items()):
+        for who, rounds in results.curves[name].items():
             for label, seconds in _labelled(who, rounds):
                 millis = [second * 1000 for second in seconds]
                 part = [(rank + 1) / len(seconds) for rank in range(len(seconds))]
-                axes.step(*_thinned(millis, part), where="post", color=f"C{number}", label=label)
+                axes.step(*_thinned(millis, part), where="post", color=colours[who], label=label)
         axes.set(title=LATENCIES[name], xlabel="ms", xscale="log")
     grid[0][0].set_ylabel("part of the jobs")
     _finish(figure, grid[0], path)
