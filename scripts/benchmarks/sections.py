@@ -141,12 +141,13 @@ def rotated(items: Sequence[T], turn: int) -> Sequence[T]:
 
 
 def cost(side: Side, before: Cpu, count: int, loaded: Loaded | None = None) -> Cpu:
-    """Microseconds a job since `before`."""
+    """Microseconds a job since `before`; empty where no job was done."""
+    if count == 0:
+        return {}
     used = {part: seconds - before[part] for part, seconds in side.cpu().items()}
     if loaded is not None:
         used["clients"] = loaded.cpu_seconds
-    # Nothing at all may have been done in time.
-    return {part: seconds / max(count, 1) * 1e6 for part, seconds in used.items()}
+    return {part: seconds / count * 1e6 for part, seconds in used.items()}
 
 
 def load(side: Side, order: Order, clients: int = CLIENTS) -> tuple[Loaded, Cpu]:
