@@ -5,6 +5,8 @@ processes are the truth: submits are `event="SUBMITTED"`, starts `STARTED`, outc
 events, retries `ATTEMPT_FAILED` with `state="RETRYING"`, dead letters `FAILED`. What only the
 database knows (the oldest job, the outbox, the workers) each server tells for all: there the
 maximum is the truth.
+
+Where a server is several processes, they are told as one: `bootstrap/merging.py`.
 """
 
 from __future__ import annotations
@@ -76,6 +78,21 @@ CALLS = Histogram(
     ["method", "code"],
     buckets=_SECONDS,
 )
+PROCESSES_LOST = Counter(
+    "jobsvc_processes_lost", "Processes of this server that ended unasked; each was replaced."
+)
+
+# How gauges of several processes are told as one, where the sum is not the truth: what each tells
+# for all, how bad it is anywhere, and what is the same everywhere; and what is so where it is so in
+# each. The last of either are prometheus_client's own.
+LARGEST = frozenset(
+    {
+        *("jobsvc_oldest_queued_age_seconds", "jobsvc_workers", "jobsvc_outbox_age_seconds"),
+        *("jobsvc_fleet_held_seconds", "jobsvc_event_loop_lag_seconds"),
+        *("process_max_fds", "python_info"),
+    }
+)
+SMALLEST = frozenset({"jobsvc_ready", "jobsvc_broker_up", "process_start_time_seconds"})
 
 _kinds: set[tuple[str, str]] = set()
 

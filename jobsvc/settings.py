@@ -129,6 +129,7 @@ class Settings(_Model):
     tokens: str = Field(default="", repr=False)
     tokens_file: str = ""
     listen: str = "127.0.0.1:50051"
+    processes: int = Field(default=1, ge=1, le=64)
     metrics_listen: str = METRICS_LISTEN
     handlers: Names = ("worker.handlers",)
     queues: Names = ("default",)
@@ -236,6 +237,17 @@ class Settings(_Model):
                 "JOBSVC_TLS_KEY, or JOBSVC_INSECURE=1 if the network is private"
             )
         return address
+
+    @field_validator("processes")
+    @classmethod
+    def _check_processes(cls, processes: int, info: ValidationInfo) -> int:
+        for name in ("database_url", "broker_url"):
+            if processes > 1 and info.data.get(name, "").startswith(("sqlite", "memory")):
+                raise ValueError(
+                    f"more than one need PostgreSQL and RabbitMQ, and {PREFIX}{name.upper()} names "
+                    "what serves one process only"
+                )
+        return processes
 
     @field_validator("metrics_listen")
     @classmethod

@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
@@ -21,6 +22,7 @@ from typing import Any, cast
 
 import prometheus_client
 import structlog
+from prometheus_client import CollectorRegistry
 from structlog.typing import FilteringBoundLogger, Processor, WrappedLogger
 
 from jobsvc.settings import METRICS_LISTEN, Settings, split_address
@@ -127,20 +129,28 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return cast(FilteringBoundLogger, structlog.get_logger(name))
 
 
-def serve_probes(settings: Settings, ready: Callable[[], bool]) -> Probes | None:
-    """Serves the probes until they are closed; None where they are off. `ready` is called on
-    another thread, and is to answer at once. Raises OSError where the address cannot be had; the
-    default's port may be taken, and another is used then."""
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What the probes tell. Each is called on a thread of its own, and is to answer soon."""
+
+    ready: Callable[[], bool]
+    live: Callable[[], bool] = lambda: True
+    registry: CollectorRegistry = prometheus_client.REGISTRY
+
+
+def serve_probes(settings: Settings, vitals: Vitals) -> Probes | None:
+    """Serves the probes until they are closed; None where they are off. Raises OSError where the
+    address cannot be had; the default's port may be taken, and another is used then."""
     address = settings.metrics_listen
     if not address:
         return None
     host, port = split_address(address)
     try:
-        probes = Probes(host, port, ready)
+        probes = Probes(host, port, vitals)
     except OSError as error:
         if error.errno != errno.EADDRINUSE or address != METRICS_LISTEN:
             raise
-        probes = Probes(host, 0, ready)
+        probes = Probes(host, 0, vitals)
     get_logger("probes").info("serving metrics", address=probes.address)
     return probes
 
@@ -149,8 +159,8 @@ class Probes:
     """`/metrics` for Prometheus, `/livez` (this process answers) and `/readyz` (it does its work),
     on threads of their own."""
 
-    def __init__(self, host: str, port: int, ready: Callable[[], bool]) -> None:
-        self._server = _ProbeServer(host, port, ready)
+    def __init__(self, host: str, port: int, vitals: Vitals) -> None:
+        self._server = _ProbeServer(host, port, vitals)
         shown = f"[{host}]" if ":" in host else host
         self.address = f"{shown}:{self._server.server_address[1]}"
         self._thread = threading.Thread(
@@ -169,9 +179,9 @@ class _ProbeServer(ThreadingTCPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, host: str, port: int, ready: Callable[[], bool]) -> None:
+    def __init__(self, host: str, port: int, vitals: Vitals) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.ready = ready
+        self.vitals = vitals
         super().__init__((host, port), _Probe)
 
 
@@ -180,15 +190,23 @@ class _Probe(BaseHTTPRequestHandler):
     server: _ProbeServer
 
     def do_GET(self) -> None:
-        if self.path == "/metrics":
-            body = prometheus_client.generate_latest()
-            self._answer(HTTPStatus.OK, body, prometheus_client.CONTENT_TYPE_LATEST)
-        elif self.path == "/livez" or (self.path == "/readyz" and self.server.ready()):
+        vitals = self.server.vitals
+        match self.path:
+            case "/metrics":
+                body = prometheus_client.generate_latest(vitals.registry)
+                self._answer(HTTPStatus.OK, body, prometheus_client.CONTENT_TYPE_LATEST)
+            case "/livez":
+                self._judge(vitals.live(), "live")
+            case "/readyz":
+                self._judge(vitals.ready(), "ready")
+            case _:
+                self._answer(HTTPStatus.NOT_FOUND, b"not found\n")
+
+    def _judge(self, well: bool, what: str) -> None:
+        if well:
             self._answer(HTTPStatus.OK, b"ok\n")
-        elif self.path == "/readyz":
-            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, b"not ready\n")
         else:
-            self._answer(HTTPStatus.NOT_FOUND, b"not found\n")
+            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, f"not {what}\n".encode())
 
     def _answer(self, status: HTTPStatus, body: bytes, content_type: str = "text/plain") -> None:
         self.send_response(status)

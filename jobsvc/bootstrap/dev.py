@@ -36,7 +36,7 @@ def run(settings: Settings, data_dir: Path) -> int:
     tracing.configure("dev")
     data_dir.mkdir(parents=True, exist_ok=True)
     handlers = tuple(dict.fromkeys((*settings.handlers, DEMO)))
-    settings = settings.model_copy(update={"handlers": handlers})
+    settings = settings.model_copy(update={"handlers": handlers, "processes": 1})
     with _locked(data_dir):
         url = f"sqlite:///{(data_dir / 'jobsvc.db').resolve()}"
         database = Database(url, pool_size=DATABASE_THREADS + OTHER_CONNECTIONS)

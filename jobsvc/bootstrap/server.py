@@ -10,6 +10,7 @@ import uvloop
 
 from jobsvc import metrics, telemetry, tracing
 from jobsvc.bootstrap.probes import serve_probes
+from jobsvc.bootstrap.ready import announce
 from jobsvc.bootstrap.signals import on_stop
 from jobsvc.broker.listener import HintListener
 from jobsvc.broker.topology import Broker
@@ -38,8 +39,10 @@ OTHER_CONNECTIONS = 10
 PROBE_SECONDS = 2.0
 
 
-def run(settings: Settings) -> int:
-    """Serves until SIGTERM or SIGINT; answers the exit code."""
+def run(settings: Settings, announce: Callable[[Settings, str], None] = announce) -> int:
+    """Serves until SIGTERM or SIGINT; answers the exit code. The port is shared with others of its
+    kind where the settings say that there are several processes. Raises CannotStart and
+    DatabaseUnavailable."""
     telemetry.configure(settings)
     tracing.configure("server")
     database = Database(
@@ -50,7 +53,7 @@ def run(settings: Settings) -> int:
     try:
         schema.require(database)
         broker = Broker(settings.broker_url, settings.queue_type, settings.broker_ca)
-        uvloop.run(serve(settings, database, broker))
+        uvloop.run(serve(settings, database, broker, announce=announce))
     finally:
         database.close()
     return 0
@@ -63,9 +66,10 @@ async def serve(
     *,
     on_start: Callable[[Outbox, str], None] = lambda outbox, address: None,
     on_stopping: Callable[[], None] = lambda: None,
+    announce: Callable[[Settings, str], None] = announce,
 ) -> None:
     """Serves until a signal. `on_start` is called with the outbox and the address when all is up,
-    before the `ready` line; `on_stopping` when it stops taking calls. Both run in a thread."""
+    before it is announced; `on_stopping` when it stops taking calls. Both run in a thread."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     on_stop(lambda: loop.call_soon_threadsafe(stop.set))
@@ -73,12 +77,9 @@ async def serve(
     try:
         await service.start()
         await asyncio.to_thread(on_start, service.outbox, service.address)
-        log = telemetry.get_logger("jobsvc")
-        if service.open_to_all:
-            log.warning("no tokens are set: whoever reaches the address may do everything")
-        log.info("ready", address=service.address)
+        announce(settings, service.address)
         await stop.wait()
-        log.info("stopping")
+        telemetry.get_logger("jobsvc").info("stopping")
     finally:
         await asyncio.gather(asyncio.to_thread(on_stopping), service.stop(settings.shutdown_grace))
 
@@ -112,10 +113,6 @@ class Service:
         self._probes: Probes | None = None
         self._serving = False
         self._probe: asyncio.Task[None] | None = None
-
-    @property
-    def open_to_all(self) -> bool:
-        return not (self._settings.tokens or self._settings.tokens_file)
 
     @property
     def address(self) -> str:
@@ -184,7 +181,13 @@ def _server(settings: Settings, services: Services) -> Server:
     if tokens is not None and not tokens.current:
         telemetry.get_logger("jobsvc").warning("no line of the tokens names one: nobody may call")
     try:
-        return Server(settings.listen, services, CallBoundary(Access(tokens)), credentials)
+        return Server(
+            settings.listen,
+            services,
+            CallBoundary(Access(tokens)),
+            credentials,
+            share_port=settings.processes > 1,
+        )
     except RuntimeError as error:
         raise CannotStart(f"cannot listen on {settings.listen}: is it taken?") from error
 

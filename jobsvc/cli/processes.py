@@ -31,9 +31,17 @@ app = typer.Typer()
 
 
 @app.command()
-def server() -> None:
+def server(
+    processes: Annotated[
+        int | None, typer.Option(help="How many processes serve the one address.")
+    ] = None,
+) -> None:
     """Start a gRPC server; any number may run side by side."""
-    settings = configuration.load(needs=("database_url", "broker_url"))
+    settings = configuration.load(needs=("database_url", "broker_url"), processes=processes)
+    if settings.processes > 1:
+        from jobsvc.bootstrap import supervisor
+
+        raise typer.Exit(supervisor.run(settings))
     from jobsvc.bootstrap import server as home
 
     raise typer.Exit(home.run(settings))

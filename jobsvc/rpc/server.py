@@ -44,8 +44,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.absolute_max_metadata_size", 16 * 1024),
     # Far above what watches take on one connection: full, it would hold up unary calls too.
     ("grpc.max_concurrent_streams", 10_000),
-    # A taken port is an error; the system would share it out between two servers otherwise.
-    ("grpc.so_reuseport", 0),
     # Finds connections whose other end is gone; their watches would live on for ever.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -72,15 +70,20 @@ class Server:
         services: Services,
         boundary: CallBoundary,
         credentials: grpc.ServerCredentials | None = None,
+        *,
+        share_port: bool = False,
     ) -> None:
-        """`listen`: HOST:PORT; port 0 takes a free one. Plaintext without credentials. Raises
-        RuntimeError where it cannot be bound."""
+        """`listen`: HOST:PORT; port 0 takes a free one. Plaintext without credentials. The system
+        shares connections out between all that `share_port`; for others a taken port is an error.
+        Raises RuntimeError where it cannot be bound."""
         self._hub = services.hub
         self._fleet = services.fleet
         self._boundary = boundary
         self._health = health.aio.HealthServicer()
         self._following: asyncio.Task[None] | None = None
-        options = OPTIONS if credentials is None else (*OPTIONS, *TLS_OPTIONS)
+        options = (*OPTIONS, ("grpc.so_reuseport", int(share_port)))
+        if credentials is not None:
+            options += TLS_OPTIONS
         self._server = grpc.aio.server(interceptors=[boundary], options=options)
         pages = Pages(Signer(services.identity.secret))
         job_service_pb2_grpc.add_JobServiceServicer_to_server(

@@ -79,6 +79,10 @@ class Service:
         process.wait_ready()
         return process
 
+    def spawn_server(self, **settings: str) -> Process:
+        """One that may not come to be ready."""
+        return self._spawn("server", self.servers, settings)
+
     def worker(self, **settings: str) -> Process:
         process = self._spawn("worker", self.workers, settings)
         process.wait_ready()

@@ -41,6 +41,7 @@ def test_defaults() -> None:
     assert (found.lease, found.heartbeat, found.shutdown_grace) == (30.0, 10.0, 25.0)
     assert found.isolation == "process"
     assert found.concurrency >= 1
+    assert found.processes == 1
     assert found.database_url == found.broker_url == found.smtp_url == ""
     assert load_client({}).address == "127.0.0.1:50051"
 
@@ -82,6 +83,7 @@ def test_every_problem_is_in_one_message() -> None:
             "JOBSVC_QUEUE_TYPE": "stream",
             "JOBSVC_LISTEN": "0.0.0.0:50051",
             "JOBSVC_CONCURRENCY": "many",
+            "JOBSVC_PROCESSES": "0",
             "JOBSVC_HANDLERS": "no-module",
             "JOBSVC_QUEUES": "a,a",
             "JOBSVC_ISOLATION": "fork",
@@ -102,6 +104,7 @@ def test_every_problem_is_in_one_message() -> None:
         "ISOLATION",
         "LISTEN",
         "LOG_FORMAT",
+        "PROCESSES",
         "QUEUES",
         "QUEUE_TYPE",
         "RELAY_INTERVAL",
@@ -110,6 +113,18 @@ def test_every_problem_is_in_one_message() -> None:
     ]
     assert "hunter2" not in str(found)
     assert "secret" not in str(found)
+
+
+def test_several_processes_need_what_serves_several() -> None:
+    shared = {"JOBSVC_DATABASE_URL": "postgresql://h/d", "JOBSVC_BROKER_URL": "amqp://h//"}
+    assert load(shared, processes=64).processes == 64
+    (problem,) = problems(shared, processes=65)
+    assert problem == "JOBSVC_PROCESSES: Input should be less than or equal to 64"
+    for own in ({"JOBSVC_DATABASE_URL": "sqlite:///a.db"}, {"JOBSVC_BROKER_URL": "memory://"}):
+        assert load(shared | own, processes=1).processes == 1
+        (problem,) = problems(shared | own, processes=2)
+        assert problem.startswith("JOBSVC_PROCESSES: more than one need PostgreSQL and RabbitMQ")
+        assert next(iter(own)) in problem
 
 
 def test_a_client_looks_at_its_own_settings_alone(tmp_path: Path) -> None:

@@ -15,8 +15,11 @@ import structlog
 
 from jobsvc import telemetry
 from jobsvc.settings import METRICS_LISTEN, load
+from jobsvc.telemetry import Vitals
 
 Capture = pytest.CaptureFixture[str]
+
+VITALS = Vitals(ready=lambda: True)
 
 
 @pytest.fixture(autouse=True)
@@ -143,8 +146,10 @@ def fetch(address: str, path: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 def test_probes(host: str) -> None:
-    ready = False
-    probes = telemetry.serve_probes(load({"JOBSVC_METRICS_LISTEN": f"{host}:0"}), lambda: ready)
+    live, ready = True, False
+    probes = telemetry.serve_probes(
+        load({"JOBSVC_METRICS_LISTEN": f"{host}:0"}), Vitals(lambda: ready, lambda: live)
+    )
     assert probes is not None
     try:
         assert probes.address.startswith(f"{host}:")
@@ -152,6 +157,8 @@ def test_probes(host: str) -> None:
         assert fetch(probes.address, "/readyz") == (503, "not ready\n")
         ready = True
         assert fetch(probes.address, "/readyz") == (200, "ok\n")
+        live = False
+        assert fetch(probes.address, "/livez") == (503, "not live\n")
         assert fetch(probes.address, "/else")[0] == 404
         status, metrics = fetch(probes.address, "/metrics")
         assert status == 200
@@ -163,7 +170,7 @@ def test_probes(host: str) -> None:
 
 
 def test_probes_may_be_off() -> None:
-    assert telemetry.serve_probes(load({"JOBSVC_METRICS_LISTEN": ""}), lambda: True) is None
+    assert telemetry.serve_probes(load({"JOBSVC_METRICS_LISTEN": ""}), VITALS) is None
 
 
 def test_only_the_default_port_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,11 +178,11 @@ def test_only_the_default_port_gives_way(monkeypatch: pytest.MonkeyPatch) -> Non
         taken = f"127.0.0.1:{other.getsockname()[1]}"
         settings = load({"JOBSVC_METRICS_LISTEN": taken})
         with pytest.raises(OSError, match="in use") as caught:
-            telemetry.serve_probes(settings, lambda: True)
+            telemetry.serve_probes(settings, VITALS)
         assert caught.value.errno == errno.EADDRINUSE
         assert load({}).metrics_listen == METRICS_LISTEN
         monkeypatch.setattr(telemetry, "METRICS_LISTEN", taken)
-        probes = telemetry.serve_probes(settings, lambda: True)
+        probes = telemetry.serve_probes(settings, VITALS)
         assert probes is not None
         assert probes.address != taken
         probes.close()

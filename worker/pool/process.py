@@ -191,12 +191,7 @@ class _Child:
         """Wait for the dead process, close the sockets, and say what it died of."""
         code = self.process.wait()
         self._close_sockets()
-        if code >= 0:
-            return f"exit code {code}"
-        try:
-            return f"signal {-code} ({signal.Signals(-code).name})"
-        except ValueError:  # a real-time signal has no name
-            return f"signal {-code}"
+        return vital.died_of(code)
 
     def _close_sockets(self) -> None:
         for end in (self.frames, self._tickets, self._tickets_theirs):
