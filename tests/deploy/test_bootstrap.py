@@ -23,12 +23,19 @@ def machine(host: Host, tmp_path: Path) -> Host:
     programs.mkdir()
     for name in COMMANDS:
         (programs / name).symlink_to(FAKES / "system")
+    make_nproc(programs, 1)
     for name in ("UNITS", "APT_CONF", "DEPLOY_HOME"):
         (tmp_path / name).mkdir()
         host.environment[name] = str(tmp_path / name)
     host.environment["PATH"] = f"{programs}:{FAKES}:/usr/local/bin:/usr/bin:/bin"
     (host.etc / "stack.env").unlink()
     return host
+
+
+def make_nproc(programs: Path, cores: int) -> None:
+    program = programs / "nproc"
+    program.write_text(f"#!/bin/sh\necho {cores}\n")
+    program.chmod(0o755)
 
 
 def bootstrap(machine: Host, **changed: str) -> int:
@@ -53,11 +60,23 @@ def test_it_makes_a_host_ready_for_a_deploy(machine: Host, tmp_path: Path) -> No
     environment = (machine.etc / "stack.env").read_text()
     assert "JOBSVC_HOST=jobs.example.com\n" in environment
     assert f"JOBSVC_SECRETS={machine.secrets}\n" in environment
+    assert "JOBSVC_PROCESSES=1\nJOBSVC_SERVER_MEMORY=512m\n" in environment
     assert (machine.secrets / "database_url").exists()
     units = files(tmp_path / "UNITS")
     assert len(units) == 4
     assert not any("@" in text for text in units.values())
     assert machine.deploy("v1").returncode == 0
+
+
+@pytest.mark.parametrize(("cores", "processes"), [(2, 2), (4, 4), (32, 4)])
+def test_the_server_gets_a_process_a_core_and_memory_for_them(
+    machine: Host, tmp_path: Path, cores: int, processes: int
+) -> None:
+    make_nproc(tmp_path / "programs", cores)
+    assert bootstrap(machine) == 0
+    environment = (machine.etc / "stack.env").read_text()
+    assert f"JOBSVC_PROCESSES={processes}\n" in environment
+    assert f"JOBSVC_SERVER_MEMORY={256 + 256 * processes}m\n" in environment
 
 
 def test_running_it_again_changes_no_secret_and_no_setting(machine: Host) -> None:
