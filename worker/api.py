@@ -23,15 +23,15 @@ from datetime import UTC, datetime, timedelta
 from types import FunctionType, UnionType
 from typing import Any, Final, TypeVar
 
-from worker.outcome import (
+from jobsvc.core.attempts import (
     BLOB_CONTENT_TYPE,
-    LOG_BYTES_MAX,
+    LOG_ENTRY_BYTES_MAX,
     LOG_LEVELS,
-    OUTPUT_BYTES_MAX,
+    OUTPUT_CHUNK_BYTES_MAX,
     PROGRESS_MESSAGE_BYTES_MAX,
-    LogReport,
-    OutputReport,
-    ProgressReport,
+    Log,
+    Output,
+    Progress,
     Report,
     clean_text,
 )
@@ -153,7 +153,7 @@ class JobContext:
         self._lease_lost = False
         self._closed = False
         self._progress_times: deque[float] = deque(maxlen=PROGRESS_PER_SECOND_MAX)
-        self._progress_waiting: ProgressReport | None = None
+        self._progress_waiting: Progress | None = None
         self._bytes_left = {"log": _REPORT_BYTES_MAX, "output": _REPORT_BYTES_MAX}
 
     @staticmethod
@@ -209,7 +209,7 @@ class JobContext:
         total = None if total is None else float(total)
         if not math.isfinite(current) or not math.isfinite(total or 0.0):
             raise ValueError(f"progress must be finite numbers, not {current} of {total}")
-        report = ProgressReport(current, total, clean_text(message, PROGRESS_MESSAGE_BYTES_MAX))
+        report = Progress(current, total or 0.0, clean_text(message, PROGRESS_MESSAGE_BYTES_MAX))
         with self._lock:
             self._progress_waiting = report
             self._send_progress_if_due(time.monotonic())
@@ -219,7 +219,7 @@ class JobContext:
         level = level.upper()
         if level not in LOG_LEVELS:
             raise ValueError(f"level must be one of {', '.join(LOG_LEVELS)}, not {level!r}")
-        report = LogReport(level, clean_text(message, LOG_BYTES_MAX))
+        report = Log(level, clean_text(message, LOG_ENTRY_BYTES_MAX))
         with self._lock:
             if self._take_budget("log", len(report.message)):
                 self._report(report)
@@ -284,22 +284,22 @@ class TestingContext(JobContext):
         self._stop.set()
 
 
-def _output_reports(chunk: str | bytes) -> list[OutputReport]:
+def _output_reports(chunk: str | bytes) -> list[Output]:
     if isinstance(chunk, str):
         # Output keeps its carriage returns and escapes; only what no text can hold is replaced.
         data = chunk.replace("\0", "\ufffd").encode(errors="surrogatepass")
         data = data.decode(errors="replace").encode()
-        return [OutputReport(text=piece) for piece in _split_text(data)]
+        return [Output(text=piece) for piece in _split_text(data)]
     data = bytes(chunk)
-    starts = range(0, len(data), OUTPUT_BYTES_MAX)
-    return [OutputReport(data=data[start : start + OUTPUT_BYTES_MAX]) for start in starts]
+    starts = range(0, len(data), OUTPUT_CHUNK_BYTES_MAX)
+    return [Output(data=data[start : start + OUTPUT_CHUNK_BYTES_MAX]) for start in starts]
 
 
 def _split_text(data: bytes) -> list[str]:
     pieces = []
     start = 0
     while start < len(data):
-        end = min(start + OUTPUT_BYTES_MAX, len(data))
+        end = min(start + OUTPUT_CHUNK_BYTES_MAX, len(data))
         while end < len(data) and data[end] & 0xC0 == 0x80:  # inside a character
             end -= 1
         pieces.append(data[start:end].decode())

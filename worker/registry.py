@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal
 
-from worker.outcome import JobTypeInfo
+from jobsvc.core.attempts import JobTypeInfo
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -47,9 +47,9 @@ class JobDefinition:
         return JobTypeInfo(
             name=self.name,
             description=self.description,
-            payload_schema_json=schema_json,
+            payload_schema=schema_json,
             max_attempts=self.max_attempts,
-            timeout_seconds=self.timeout_seconds,
+            timeout=self.timeout_seconds,
             queue=self.queue,
         )
 

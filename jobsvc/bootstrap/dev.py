@@ -22,7 +22,7 @@ from jobsvc.outbox import Outbox
 from jobsvc.settings import Settings
 from jobsvc.store import registry, schema, verbs
 from jobsvc.store.database import Database
-from worker.main import Worker
+from worker.runtime.worker import Worker
 
 DEMO = "worker.handlers.demo"
 DEFAULT_ADDRESS = "127.0.0.1:50051"

@@ -13,8 +13,8 @@ from jobsvc.outbox import Outbox
 from jobsvc.settings import Settings
 from jobsvc.store import schema
 from jobsvc.store.database import Database
-from worker.main import Worker
 from worker.pool import HandlersError
+from worker.runtime.worker import Worker
 
 # Claim, record, lease, outbox and consumer threads have one each.
 CONNECTIONS = 6

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from jobsvc.core.attempts import Input, JobError, Progress, Report
 from jobsvc.core.states import EventType, JobState
 
 DAY = 86_400.0
@@ -20,14 +21,6 @@ RETENTION_SECONDS = {
     JobState.CANCELLED: 7 * DAY,
     JobState.FAILED: 30 * DAY,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """What a handler is given."""
-
-    data: bytes = b""
-    content_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +67,7 @@ class NewJob:
 
     job_id: str
     job_type: str
-    input: Input = Input()
+    input: Input = field(default_factory=Input)
     queue: str | None = None
     priority: int = 0
     schedule_time: datetime | None = None
@@ -102,45 +95,6 @@ class JobUpdate:
     priority: int | None = None
     schedule_time: datetime | None = None
     labels: dict[str, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class JobError:
-    """Why an attempt, or a job, did not succeed. `type` is an exception's class name or one of
-    TIMEOUT, WORKER_LOST, CANCELLED, EXPIRED, INVALID_PAYLOAD, RESULT_INVALID, RESULT_TOO_LARGE."""
-
-    type: str
-    message: str = ""
-    traceback: str = ""
-    retryable: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    current: float
-    total: float
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    level: str  # DEBUG, INFO, WARNING, ERROR
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One chunk: either text or data."""
-
-    text: str | None = None
-    data: bytes | None = None
-
-    @property
-    def size(self) -> int:
-        return len(self.data) if self.data is not None else len((self.text or "").encode())
-
-
-Report = Progress | Log | Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,35 +222,6 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed:
-    """A job that a worker holds under a lease. `token` is the fence: no write without it.
-    `waited`: seconds since it became QUEUED."""
-
-    job_id: str
-    token: str
-    job_type: str
-    queue: str
-    attempt: int
-    input: Input
-    timeout: float
-    trace_id: str = ""
-    span_id: str = ""
-    waited: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class JobTypeInfo:
-    """What workers announced of a job type; None leaves the service's own default."""
-
-    name: str
-    description: str = ""
-    payload_schema: str | None = None  # JSON Schema as JSON text
-    queue: str | None = None
-    max_attempts: int | None = None
-    timeout: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class WorkerInfo:
     worker_id: str
     host: str
@@ -347,39 +272,3 @@ class Effects:
     changes: tuple[Change, ...] = ()
     dispatches: tuple[Dispatch, ...] = ()
     steps: Mapping[Step, int] = field(default_factory=dict, compare=False)
-
-
-# How an attempt ended, as a worker reports it to the store.
-
-
-@dataclass(frozen=True, slots=True)
-class Succeeded:
-    result: Input
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptFailed:
-    """`retry_after`: seconds that the handler asked for in place of the policy's backoff.
-    `crashed`: the attempt took its process with it."""
-
-    error: JobError
-    retry_after: float | None = None
-    crashed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Interrupted:
-    """Shutdown; no attempt of the budget is used up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snoozed:
-    after: float
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """Its cancel was requested and the handler runs no more."""
-
-
-Ending = Succeeded | AttemptFailed | Interrupted | Snoozed | Stopped

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from jobsvc.core.model import JobTypeInfo
+from jobsvc.core.attempts import JobTypeInfo
 from jobsvc.core.states import JobState
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from jobsvc import telemetry
 from jobsvc.broker.depths import Depths
-from jobsvc.core.model import Effects, JobTypeInfo
+from jobsvc.core.attempts import JobTypeInfo
+from jobsvc.core.model import Effects
 from jobsvc.core.operations import Explanation, JobType, Queue, RateLimit, Worker
 from jobsvc.outbox import Outbox
 from jobsvc.services.threads import AsyncDatabase

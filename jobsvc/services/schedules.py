@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from jobsvc import metrics, telemetry
-from jobsvc.core.model import Effects, JobTypeInfo, Schedule
+from jobsvc.core.attempts import JobTypeInfo
+from jobsvc.core.model import Effects, Schedule
 from jobsvc.outbox import Outbox
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.upkeep import Once

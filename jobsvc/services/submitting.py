@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobsvc import telemetry
-from jobsvc.core.model import Effects, JobTypeInfo, NewJob
+from jobsvc.core.attempts import JobTypeInfo
+from jobsvc.core.model import Effects, NewJob
 from jobsvc.errors import (
     DatabaseUnavailable,
     IdempotencyKeyReused,

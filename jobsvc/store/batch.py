@@ -14,7 +14,8 @@ from typing import Any, Unpack
 
 import sqlalchemy as sa
 
-from jobsvc.core.model import RETENTION_SECONDS, Change, Dispatch, Effects, JobError, Report, Step
+from jobsvc.core.attempts import JobError, Report
+from jobsvc.core.model import RETENTION_SECONDS, Change, Dispatch, Effects, Step
 from jobsvc.core.states import EventType, JobState
 from jobsvc.store.database import Transaction
 from jobsvc.store.dialects.statements import insert_many, update_many

@@ -9,7 +9,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from jobsvc.core.model import JobTypeInfo, WorkerInfo
+from jobsvc.core.attempts import JobTypeInfo
+from jobsvc.core.model import WorkerInfo
 from jobsvc.core.operations import JobType, Worker
 from jobsvc.core.states import JobState
 from jobsvc.store.database import Transaction

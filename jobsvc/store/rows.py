@@ -11,17 +11,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from jobsvc.core.attempts import Input, JobError, Log, Output, Progress, Report
 from jobsvc.core.model import (
     Concurrency,
-    Input,
     Job,
-    JobError,
     JobEvent,
-    Log,
     OnConflict,
-    Output,
-    Progress,
-    Report,
     RetryPolicy,
     Unique,
     UniqueScope,

@@ -13,7 +13,7 @@ from jobsvc.broker.publisher import Publisher
 from jobsvc.broker.topology import Broker
 from jobsvc.core.model import Dispatch
 from tests.store.house import new_id
-from worker.consumer import Consumer, Delivery
+from worker.runtime.consumer import Consumer, Delivery
 
 SECONDS_MAX = 15.0
 
@@ -45,13 +45,18 @@ class Inbox:
         self.deliveries: list[Delivery] = []
         self.cancels: list[str] = []
         self.lost: list[int] = []
+        self.open = True
         self.on_arrival: Callable[[Delivery], None] = lambda delivery: None
 
-    def on_delivery(self, delivery: Delivery) -> None:
+    def on_deliveries(self, deliveries: Sequence[Delivery]) -> bool:
+        if not self.open:
+            return False
         with self.changed:
-            self.deliveries.append(delivery)
+            self.deliveries += deliveries
             self.changed.notify_all()
-        self.on_arrival(delivery)
+        for delivery in deliveries:
+            self.on_arrival(delivery)
+        return True
 
     def on_channel_lost(self, epoch: int) -> None:
         with self.changed:

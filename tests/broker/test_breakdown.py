@@ -20,7 +20,7 @@ from jobsvc.core.model import Change
 from tests.harness.wait import until
 from tests.services import RabbitmqNode
 from tests.store.house import new_id
-from worker.consumer import Consumer
+from worker.runtime.consumer import Consumer
 
 from .conftest import SECONDS_MAX, Generations, Hands, Inbox, dispatch
 

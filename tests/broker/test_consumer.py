@@ -13,7 +13,7 @@ from jobsvc.broker.topology import CONTROL, JOBS, Broker, queue_name
 from jobsvc.errors import DatabaseUnavailable
 from tests.harness.wait import until
 from tests.store.house import new_id
-from worker.consumer import Delivery
+from worker.runtime.consumer import Delivery
 
 from .conftest import SECONDS_MAX, Generations, Hands, Inbox, StartConsumer, dispatch
 
@@ -29,7 +29,7 @@ def test_delivers_and_acknowledges(
     inbox.wait_for(job_id)
     (delivery,) = inbox.deliveries
     assert (delivery.priority, delivery.queue) == (7, "default")
-    consumer.acknowledge(delivery)
+    consumer.acknowledge([delivery])
     consumer.stop()
     assert not consumer.consuming
     assert inbox.lost
@@ -47,7 +47,7 @@ def test_an_acknowledgement_wakes_the_consumer(
     timers: list[threading.Timer] = []
 
     def soon(delivery: Delivery) -> None:
-        timers.append(threading.Timer(0.005, consumer.acknowledge, [delivery]))
+        timers.append(threading.Timer(0.005, consumer.acknowledge, [[delivery]]))
         timers[-1].start()
 
     inbox.on_arrival = soon
@@ -95,7 +95,7 @@ def test_what_cannot_be_read_is_put_away(
     inbox.wait_for(job_id)
     assert [delivery.epoch for delivery in inbox.deliveries] == [1], "it had to start over"
     assert inbox.lost == []
-    consumer.acknowledge(inbox.deliveries[0])
+    consumer.acknowledge([inbox.deliveries[0]])
     consumer.stop()
     assert hands.depth(QUEUE) == 0
     found = hands.bodies("jobs.poison")
@@ -115,7 +115,7 @@ def test_a_queue_that_is_deleted_under_its_consumer(
     inbox.wait(lambda: bool(inbox.lost), 5)
     assert consumer.wait_consuming(5)
     for delivery in old:
-        consumer.acknowledge(delivery)  # of a channel that is gone: would close the new one
+        consumer.acknowledge([delivery])  # of a channel that is gone: would close the new one
     after = new_id()
     publisher.close()
     publisher.publish([dispatch("default", after)])
@@ -160,8 +160,8 @@ def test_a_tag_that_the_broker_does_not_know(
     publisher.publish([dispatch("default", job_id := new_id())])
     consumer = start_consumer()
     inbox.wait_for(job_id)
-    consumer.acknowledge(inbox.deliveries[0])
-    consumer.acknowledge(inbox.deliveries[0])  # closes the channel: 406
+    consumer.acknowledge([inbox.deliveries[0]])
+    consumer.acknowledge([inbox.deliveries[0]])  # closes the channel: 406
     inbox.wait(lambda: bool(inbox.lost))
     assert consumer.wait_consuming(SECONDS_MAX)
     assert known.known == {"default": 1}
@@ -177,7 +177,7 @@ def test_prefetch(
     consumer.set_prefetch(0)
     until(lambda: consumer._consumer is None, SECONDS_MAX, "it consumes no more")
     for delivery in inbox.deliveries:
-        consumer.acknowledge(delivery)  # the channel is the same
+        consumer.acknowledge([delivery])  # the channel is the same
     publisher.publish([dispatch("default")])
     time.sleep(0.1)
     assert len(inbox.deliveries) == 3
@@ -198,17 +198,29 @@ def test_letting_go_and_giving_back(
     inbox.wait_for(*ids)
     other = Inbox()
     helper = start_consumer(prefetch=10, receiver=other)
-    consumer.give_back(inbox.deliveries[0])
+    consumer.give_back([inbox.deliveries[0]])
     consumer.suspend()
     other.wait_for(*ids)  # the one that was given back may have been sent to either
     assert not consumer.consuming
     for delivery in other.deliveries:
-        helper.acknowledge(delivery)
+        helper.acknowledge([delivery])
     helper.stop()
     consumer.resume()
     assert consumer.wait_consuming(SECONDS_MAX)
     publisher.publish([dispatch("default", again := new_id())])
     inbox.wait_for(again)
+
+
+def test_what_a_receiver_takes_no_more_goes_to_another(
+    start_consumer: StartConsumer, publisher: Publisher, inbox: Inbox
+) -> None:
+    inbox.open = False
+    start_consumer(prefetch=4)
+    other = Inbox()
+    publisher.publish([dispatch("default", job_id := new_id())])
+    start_consumer(prefetch=1, receiver=other)
+    other.wait_for(job_id)
+    assert inbox.deliveries == []
 
 
 def test_a_stop_sends_the_acknowledgements_that_wait(
@@ -218,8 +230,8 @@ def test_a_stop_sends_the_acknowledgements_that_wait(
     consumer = start_consumer(prefetch=50)
     inbox.wait(lambda: len(inbox.deliveries) == 50)
     for delivery in inbox.deliveries[:40]:
-        consumer.acknowledge(delivery)
-    consumer.give_back(inbox.deliveries[40])
+        consumer.acknowledge([delivery])
+    consumer.give_back([inbox.deliveries[40]])
     consumer.stop()
     until(lambda: hands.depth(QUEUE) == 10, SECONDS_MAX, "the rest is there for others")
 
@@ -265,7 +277,7 @@ def test_quorum_queues(broker_url: str, inbox: Inbox, start_consumer: StartConsu
     publisher.close()
     consumer = start_consumer(on=broker)
     inbox.wait_for(job_id)
-    consumer.acknowledge(inbox.deliveries[0])
+    consumer.acknowledge([inbox.deliveries[0]])
     consumer.stop()
     hands = Hands(broker)
     assert hands.depth(QUEUE) == 0

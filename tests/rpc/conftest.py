@@ -13,7 +13,8 @@ import pytest
 
 from generated.jobsvc.v1 import job_service_pb2_grpc
 from jobsvc.broker.topology import Broker
-from jobsvc.core.model import Claimed, Effects, Ending, JobTypeInfo, Report
+from jobsvc.core.attempts import Claimed, Ending, JobTypeInfo, Report
+from jobsvc.core.model import Effects
 from jobsvc.outbox import Outbox
 from jobsvc.rpc.access import Access
 from jobsvc.rpc.interceptors import CallBoundary

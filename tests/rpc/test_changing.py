@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from generated.jobsvc.v1 import job_pb2
 from generated.jobsvc.v1 import job_service_pb2 as pb
-from jobsvc.core.model import AttemptFailed, Input, JobError, Succeeded
+from jobsvc.core.attempts import AttemptFailed, Input, JobError, Succeeded
 from tests.rpc.conftest import World
 from tests.rpc.status import refused, stream_refused
 

@@ -11,7 +11,7 @@ from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 
 from generated.jobsvc.v1 import job_pb2
 from generated.jobsvc.v1 import job_service_pb2 as pb
-from jobsvc.core.model import (
+from jobsvc.core.attempts import (
     AttemptFailed,
     Claimed,
     Input,

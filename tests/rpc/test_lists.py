@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from generated.jobsvc.v1 import admin_service_pb2 as admin
 from generated.jobsvc.v1 import admin_service_pb2_grpc, job_pb2
 from generated.jobsvc.v1 import job_service_pb2 as pb
-from jobsvc.core.model import AttemptFailed, Input, JobError
+from jobsvc.core.attempts import AttemptFailed, Input, JobError
 from jobsvc.rpc.paging import PAGE_BYTES_MAX
 from jobsvc.services import lists
 from tests.rpc.conftest import World

@@ -15,7 +15,7 @@ from generated.jobsvc.v1 import admin_service_pb2 as pb
 from generated.jobsvc.v1 import admin_service_pb2_grpc, job_pb2
 from generated.jobsvc.v1 import job_service_pb2 as jobs_pb
 from jobsvc.broker.topology import Broker
-from jobsvc.core.model import JobTypeInfo
+from jobsvc.core.attempts import JobTypeInfo
 from jobsvc.core.operations import WaitReason
 from tests.rpc.conftest import World
 from tests.rpc.status import refused

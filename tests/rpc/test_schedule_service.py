@@ -17,7 +17,7 @@ from generated.jobsvc.v1 import job_pb2, schedule_service_pb2_grpc
 from generated.jobsvc.v1 import job_service_pb2 as jobs_pb
 from generated.jobsvc.v1 import schedule_service_pb2 as pb
 from jobsvc import metrics
-from jobsvc.core.model import JobTypeInfo
+from jobsvc.core.attempts import JobTypeInfo
 from jobsvc.rpc.schedule_service import ticked_job
 from jobsvc.services.schedules import ticking
 from jobsvc.store.tables import EPOCH, jobs, schedules

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from generated.jobsvc.v1 import job_pb2
 from generated.jobsvc.v1 import job_service_pb2 as pb
-from jobsvc.core.model import Log
+from jobsvc.core.attempts import Log
 from jobsvc.rpc import convert
 from jobsvc.rpc.resume import ResumeTokens
 from jobsvc.rpc.signing import Signer

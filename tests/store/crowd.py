@@ -7,7 +7,8 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jobsvc.core.model import JobError, JobFilter
+from jobsvc.core.attempts import JobError
+from jobsvc.core.model import JobFilter
 from jobsvc.core.states import TERMINAL_STATES, JobState
 from jobsvc.store.database import Transaction
 from jobsvc.store.dialects.statements import insert_many

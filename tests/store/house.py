@@ -14,23 +14,17 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from uuid_utils.compat import uuid4, uuid7
 
-from jobsvc.core.model import (
+from jobsvc.core.attempts import (
     AttemptFailed,
     Claimed,
-    Dispatch,
-    Effects,
     Ending,
     Input,
-    Job,
     JobError,
-    JobEvent,
     JobTypeInfo,
-    JobUpdate,
-    NewJob,
     Report,
     Succeeded,
-    WorkerInfo,
 )
+from jobsvc.core.model import Dispatch, Effects, Job, JobEvent, JobUpdate, NewJob, WorkerInfo
 from jobsvc.core.operations import RateLimit
 from jobsvc.store import dispatching, hot, queues, registry, verbs
 from jobsvc.store.database import Database, Transaction

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from jobsvc.core.model import Interrupted, RetryPolicy
+from jobsvc.core.attempts import Interrupted
+from jobsvc.core.model import RetryPolicy
 from jobsvc.store import dispatching
 from jobsvc.store.dispatching import Backlog
 from tests.store.house import DONE, RETRYABLE, House, worker

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from jobsvc.core.model import Effects, JobError
+from jobsvc.core.attempts import JobError
+from jobsvc.core.model import Effects
 from jobsvc.core.states import JobState
 from jobsvc.errors import JobStateForbids, JobUnknown
 from tests.store.house import DONE, FATAL, RETRYABLE, House, new_id

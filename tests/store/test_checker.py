@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.core.model import Interrupted, OnConflict, Progress, Snoozed, Unique, UniqueScope
+from jobsvc.core.attempts import Interrupted, Progress, Snoozed
+from jobsvc.core.model import OnConflict, Unique, UniqueScope
 from jobsvc.core.states import EventType, JobState
 from jobsvc.store.verbs import arrows
 from tests.checker import HistoryBroken, check

@@ -8,7 +8,8 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.core.model import AttemptFailed, Effects, Input, JobError, Progress
+from jobsvc.core.attempts import AttemptFailed, Input, JobError, Progress
+from jobsvc.core.model import Effects
 from jobsvc.core.states import JobState
 from jobsvc.store import batch, locking
 from jobsvc.store.database import Transaction

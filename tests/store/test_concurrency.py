@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.core.model import DAY, Claimed, Log, Progress
+from jobsvc.core.attempts import Claimed, Log, Progress
+from jobsvc.core.model import DAY
 from jobsvc.core.states import EventType, JobState
 from jobsvc.errors import JobStateForbids
 from jobsvc.store import verbs

@@ -4,20 +4,18 @@ from datetime import timedelta
 
 import pytest
 
-from jobsvc.core.model import (
-    DAY,
+from jobsvc.core.attempts import (
     AttemptFailed,
     Claimed,
-    Effects,
     Ending,
     Input,
     Interrupted,
     JobError,
-    RetryPolicy,
     Snoozed,
     Stopped,
     Succeeded,
 )
+from jobsvc.core.model import DAY, Effects, RetryPolicy
 from jobsvc.core.states import JobState
 from jobsvc.store import verbs
 from jobsvc.store.reads import lookups

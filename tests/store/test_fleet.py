@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.core.model import JobFilter, Log
+from jobsvc.core.attempts import Log
+from jobsvc.core.model import JobFilter
 from jobsvc.errors import Draining, ResumeTokenExpired
 from jobsvc.services import fleet as services
 from jobsvc.services.fleet import Beat, Fleet, Told

@@ -11,15 +11,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.core.model import (
-    Claimed,
-    Concurrency,
-    Interrupted,
-    JobUpdate,
-    NewJob,
-    Succeeded,
-    Unique,
-)
+from jobsvc.core.attempts import Claimed, Interrupted, Succeeded
+from jobsvc.core.model import Concurrency, JobUpdate, NewJob, Unique
 from jobsvc.errors import IdempotencyKeyReused, JobStateForbids
 from jobsvc.store import hot, verbs
 from jobsvc.store.database import Database, Transaction

@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from jobsvc.core.model import DAY, Claimed, RetryPolicy
+from jobsvc.core.attempts import Claimed
+from jobsvc.core.model import DAY, RetryPolicy
 from jobsvc.core.states import JobState
 from tests.store.house import DONE, LEASE_SECONDS, House, new_token
 

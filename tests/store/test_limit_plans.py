@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.core.model import JobTypeInfo
+from jobsvc.core.attempts import JobTypeInfo
 from jobsvc.core.operations import WaitReason
 from jobsvc.store import queues, registry, verbs
 from jobsvc.store.database import Database, Transaction

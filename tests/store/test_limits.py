@@ -13,14 +13,8 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from jobsvc.core.model import (
-    Claimed,
-    Concurrency,
-    Interrupted,
-    JobTypeInfo,
-    OnConflict,
-    Unique,
-)
+from jobsvc.core.attempts import Claimed, Interrupted, JobTypeInfo
+from jobsvc.core.model import Concurrency, OnConflict, Unique
 from jobsvc.core.states import JobState
 from jobsvc.store import queues, verbs
 from jobsvc.store.database import Transaction

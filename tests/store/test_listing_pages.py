@@ -8,18 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from jobsvc.core.model import (
-    AttemptFailed,
-    Concurrency,
-    Input,
-    JobError,
-    JobFilter,
-    OnConflict,
-    Progress,
-    RetryPolicy,
-    Unique,
-    UniqueScope,
-)
+from jobsvc.core.attempts import AttemptFailed, Input, JobError, Progress
+from jobsvc.core.model import Concurrency, JobFilter, OnConflict, RetryPolicy, Unique, UniqueScope
 from jobsvc.core.states import JobState
 from jobsvc.store.reads import listing
 from jobsvc.store.reads.listing import Search

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobsvc.core.model import Input, JobError, JobEvent, JobOutcome, Log, Succeeded
+from jobsvc.core.attempts import Input, JobError, Log, Succeeded
+from jobsvc.core.model import JobEvent, JobOutcome
 from jobsvc.core.states import JobState
 from jobsvc.errors import JobUnknown
 from jobsvc.store.reads import lookups

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.core.model import Concurrency, JobTypeInfo
+from jobsvc.core.attempts import JobTypeInfo
+from jobsvc.core.model import Concurrency
 from jobsvc.core.operations import Explanation, JobType, Queue, RateLimit, WaitReason, Worker
 from jobsvc.core.states import JobState
 from jobsvc.errors import JobUnknown

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.core.model import DAY, JobTypeInfo
+from jobsvc.core.attempts import JobTypeInfo
+from jobsvc.core.model import DAY
 from jobsvc.store import queues, registry
 from jobsvc.store.tables import workers
 from tests.store.house import House, together, worker

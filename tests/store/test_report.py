@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobsvc.core.model import DAY, Effects, Log, Output, Progress, Report
+from jobsvc.core.attempts import Log, Output, Progress, Report
+from jobsvc.core.model import DAY, Effects
 from jobsvc.store.verbs.running import LOG_BYTES_MAX, OUTPUT_BYTES_MAX
 from tests.store.house import DONE, RETRYABLE, House
 

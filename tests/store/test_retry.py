@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.core.model import Job, JobError, Log, Output, Progress, Unique, UniqueScope
+from jobsvc.core.attempts import JobError, Log, Output, Progress
+from jobsvc.core.model import Job, Unique, UniqueScope
 from jobsvc.core.model import OnConflict as How
 from jobsvc.core.states import JobState
 from jobsvc.errors import JobStateForbids, JobUnknown, UniqueConflict

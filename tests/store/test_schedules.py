@@ -14,16 +14,8 @@ from zoneinfo import ZoneInfo
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.core.model import (
-    Effects,
-    JobTypeInfo,
-    MissedTicks,
-    NewJob,
-    OnConflict,
-    Overlap,
-    Schedule,
-    Unique,
-)
+from jobsvc.core.attempts import JobTypeInfo
+from jobsvc.core.model import Effects, MissedTicks, NewJob, OnConflict, Overlap, Schedule, Unique
 from jobsvc.core.states import JobState
 from jobsvc.errors import (
     EtagMismatch,

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from jobsvc.core.model import (
+from jobsvc.core.attempts import (
     AttemptFailed,
     Claimed,
     Ending,
@@ -35,14 +35,12 @@ from jobsvc.core.model import (
     Log,
     Output,
     Progress,
-    RetryPolicy,
     Snoozed,
     Stopped,
     Succeeded,
-    Unique,
-    UniqueScope,
 )
 from jobsvc.core.model import OnConflict as How
+from jobsvc.core.model import RetryPolicy, Unique, UniqueScope
 from jobsvc.core.states import (
     CRASHES_MAX,
     RETRYABLE_STATES,

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.core.model import DAY, Effects, Input, JobTypeInfo, RetryPolicy
+from jobsvc.core.attempts import Input, JobTypeInfo
+from jobsvc.core.model import DAY, Effects, RetryPolicy
 from jobsvc.core.states import JobState
 from jobsvc.errors import IdempotencyKeyReused
 from jobsvc.store.database import Transaction

@@ -9,7 +9,8 @@ from functools import partial
 
 import pytest
 
-from jobsvc.core.model import Effects, Ending, Job, JobError, NewJob, Unique, UniqueScope
+from jobsvc.core.attempts import Ending, JobError
+from jobsvc.core.model import Effects, Job, NewJob, Unique, UniqueScope
 from jobsvc.core.model import OnConflict as How
 from jobsvc.core.states import JobState
 from jobsvc.errors import IdempotencyKeyReused, JobStateForbids, JobUnknown, UniqueConflict

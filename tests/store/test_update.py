@@ -8,7 +8,8 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.core.model import Claimed, Job
+from jobsvc.core.attempts import Claimed
+from jobsvc.core.model import Job
 from jobsvc.core.states import JobState
 from jobsvc.errors import JobStateForbids, JobUnknown
 from jobsvc.store.tables import job_labels

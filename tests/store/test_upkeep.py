@@ -4,7 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from jobsvc.core.model import DAY, Effects, JobTypeInfo, RetryPolicy, Snoozed
+from jobsvc.core.attempts import JobTypeInfo, Snoozed
+from jobsvc.core.model import DAY, Effects, RetryPolicy
 from jobsvc.core.states import JobState
 from jobsvc.store import dispatching, hot
 from jobsvc.store.tables import job_events, jobs

@@ -3,8 +3,8 @@
 One thread of the parent does all the I/O and owns all children: it starts them (the kernel kills a
 child when the thread that started it ends), sends tasks, reads what they tell, watches timeouts
 and kills. Where runs are short, a child is sent its next tasks ahead, so that it need not wait for
-the parent between two. The tickets of `worker.wire` make that safe: a task is taken back from its
-child, whatever the child is doing, or was certainly started.
+the parent between two. The tickets of `worker.child.wire` make that safe: a task is taken back from
+its child, whatever the child is doing, or was certainly started.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from contextlib import suppress
 from typing import Any, Final
 
 from jobsvc import vital
-from worker import wire
-from worker.outcome import (
+from jobsvc.core.attempts import (
     WORKER_LOST,
-    Cancelled,
-    ErrorInfo,
+    AttemptFailed,
+    AttemptKey,
+    Ending,
     Interrupted,
     JobTypeInfo,
-    Outcome,
     Report,
-    WorkerLost,
+    Stopped,
+    clean_error,
 )
-from worker.pool.base import Listener, Pool, Run, deliver, logger, timed_out
+from worker.child import wire
+from worker.pool.base import Listener, Pool, Run, logger, timed_out
 from worker.registry import HandlersError
 
 CANCEL_GRACE_SECONDS: Final = 1.0
@@ -68,7 +69,7 @@ class _Child:
                 [
                     sys.executable,
                     "-m",
-                    "worker.children",
+                    "worker.child",
                     *map(str, fds),
                     str(os.getpid()),
                     ",".join(modules),
@@ -224,8 +225,8 @@ class ProcessPool(Pool):
         self._wake_in, self._wake_out = socket.socketpair()
         self._asleep = False
         self._children: list[_Child] = []
-        self._owners: dict[str, tuple[_Child, int]] = {}  # of what was sent, by token
-        self._requests: list[tuple[str, Outcome]] = []
+        self._owners: dict[AttemptKey, tuple[_Child, int]] = {}  # of what was sent, by key
+        self._requests: list[tuple[AttemptKey, Ending]] = []
         self._last_number = 0
         self._start_failures = 0
         self._start_not_before = 0.0
@@ -234,7 +235,7 @@ class ProcessPool(Pool):
 
     # From any thread.
 
-    def start(self) -> list[JobTypeInfo]:
+    def _start(self) -> list[JobTypeInfo]:
         """Start the children; the first one's word on its job types holds."""
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -246,13 +247,13 @@ class ProcessPool(Pool):
             self.stop(0)
             raise
 
-    def cancel(self, token: str) -> None:
+    def cancel(self, key: AttemptKey) -> None:
         """Ask the handler to stop, and kill its process after the grace."""
-        self._request(token, Cancelled())
+        self._request(key, Stopped())
 
-    def abandon(self, token: str) -> None:
+    def abandon(self, key: AttemptKey) -> None:
         """Kill the task's process at once."""
-        self._request(token, Interrupted())
+        self._request(key, Interrupted())
 
     def stop(self, grace_seconds: float) -> None:
         """End the pool; no child is left when this returns."""
@@ -262,9 +263,9 @@ class ProcessPool(Pool):
             self._wake()
         self._thread.join()
 
-    def _request(self, token: str, outcome: Outcome) -> None:
+    def _request(self, key: AttemptKey, ending: Ending) -> None:
         with self._lock:
-            self._requests.append((token, outcome))
+            self._requests.append((key, ending))
             self._wake()
 
     def _wake(self) -> None:
@@ -297,13 +298,13 @@ class ProcessPool(Pool):
         """Do what is due, tell what is to be told, wait and read. False when all is over."""
         with self._lock:
             self._tend(time.monotonic())
-            if self._stop_at is not None and not self._children and not self._notices:
+            if self._stop_at is not None and not self._children and not self._news:
                 self._stopped = True
                 return False
-            notices, self._notices = self._notices, []
-            self._asleep = not notices
+            news = self._take_news()
+            self._asleep = not news
             wait_seconds = self._wait_seconds(time.monotonic()) if self._asleep else 0.0
-        deliver(notices)  # without the lock: the listener may call us
+        news.deliver(self._listener)  # without the lock: the listener may call us
         events = self._selector.select(wait_seconds)
         with self._lock:
             self._asleep = False
@@ -315,7 +316,7 @@ class ProcessPool(Pool):
         return True
 
     def _finish(self) -> None:
-        """Leave nothing behind, and no task without an outcome; without the lock."""
+        """Leave nothing behind, and no task without an ending; without the lock."""
         with self._lock:
             self._stopped = True
             self._asleep = False
@@ -325,20 +326,20 @@ class ProcessPool(Pool):
                 child.kill()
                 child.bury()
                 for run in child.runs.values():
-                    self._tell_outcome(run, Interrupted())
+                    self._news.endings.append((run.task, Interrupted()))
             for run in self._waiting.values():
-                self._tell_outcome(run, Interrupted())
+                self._news.endings.append((run.task, Interrupted()))
             self._children.clear()
             self._owners.clear()
             self._waiting.clear()
             self._selector.close()
             self._wake_in.close()
             self._wake_out.close()
-        deliver(self._notices)
+        self._news.deliver(self._listener)
 
     def _tend(self, now: float) -> None:
-        for token, outcome in self._requests:
-            self._grant(token, outcome, now)
+        for key, ending in self._requests:
+            self._grant(key, ending, now)
         self._requests.clear()
         if now >= self._check_at:
             self._check_at = now + _CHECK_SECONDS
@@ -365,28 +366,28 @@ class ProcessPool(Pool):
             _, head = child.head
             if head.started is None:
                 return 0.0  # it has just come forward: the next turn tends it
-            due.append(head.started + head.task.timeout_seconds)
+            due.append(head.started + head.task.timeout)
             if head.kill_at is not None:
                 due.append(head.kill_at)
             if len(child.runs) > 1:
                 due.append(head.started + _AHEAD_SECONDS_MAX)
         return max(0.0, min(due) - now)
 
-    def _grant(self, token: str, outcome: Outcome, now: float) -> None:
+    def _grant(self, key: AttemptKey, ending: Ending, now: float) -> None:
         """Cancel or abandon a task, wherever it is."""
-        if token in self._owners:
-            self._recall(self._owners[token][0], head_too=True)
-        waiting = self._waiting.pop(token, None)
+        if key in self._owners:
+            self._recall(self._owners[key][0], head_too=True)
+        waiting = self._waiting.pop(key, None)
         if waiting is not None:
-            self._tell_outcome(waiting, outcome)
-        elif token in self._owners:
-            child, number = self._owners[token]
+            self._news.endings.append((waiting.task, ending))
+        elif key in self._owners:
+            child, number = self._owners[key]
             run = child.runs[number]
-            if isinstance(outcome, Interrupted):
-                run.verdict = outcome
+            if isinstance(ending, Interrupted):
+                run.verdict = ending
                 self._kill(child)
             elif run.verdict is None:
-                run.verdict = outcome
+                run.verdict = ending
                 run.kill_at = now + self._cancel_grace_seconds
                 self._send(child, wire.cancel_frame(number))
 
@@ -407,9 +408,9 @@ class ProcessPool(Pool):
             run.started = now
             if not run.told_started:
                 run.told_started = True
-                self._tell_started(run)
+                self._news.started.append(run.task)
         elapsed = now - run.started
-        if elapsed >= run.task.timeout_seconds:
+        if elapsed >= run.task.timeout:
             run.verdict = timed_out(run.task) if run.verdict is None else run.verdict
             self._kill(child)
         elif run.kill_at is not None and now >= run.kill_at:
@@ -420,10 +421,10 @@ class ProcessPool(Pool):
     def _recall(self, child: _Child, *, head_too: bool = False) -> None:
         """Put what the child has not started back to the front of the queue."""
         for run in reversed(child.take_back(head_too=head_too)):
-            del self._owners[run.task.token]
+            del self._owners[run.task.key]
             run.started = run.verdict = None
-            self._waiting[run.task.token] = run
-            self._waiting.move_to_end(run.task.token, last=False)
+            self._waiting[run.task.key] = run
+            self._waiting.move_to_end(run.task.key, last=False)
 
     def _kill(self, child: _Child) -> None:
         self._recall(child, head_too=True)
@@ -467,9 +468,9 @@ class ProcessPool(Pool):
             child = self._pick(now)
             if child is None:
                 return
-            token, run = self._waiting.popitem(last=False)
+            key, run = self._waiting.popitem(last=False)
             self._last_number += 1
-            self._owners[token] = child, self._last_number
+            self._owners[key] = child, self._last_number
             child.send_task(self._last_number, run)
             self._watch_writes(child)
             self._tend_head(child, now)
@@ -493,7 +494,7 @@ class ProcessPool(Pool):
         for child in self._children:
             self._recall(child)
         for run in self._waiting.values():
-            self._tell_outcome(run, Interrupted())
+            self._news.endings.append((run.task, Interrupted()))
         self._waiting.clear()
         for child in self._children:
             if child.killed or child.dismissed:
@@ -534,11 +535,11 @@ class ProcessPool(Pool):
         match header[0]:
             case "done":
                 run = child.runs.pop(header[1])
-                del self._owners[run.task.token]
+                del self._owners[run.task.key]
                 now = time.monotonic()
                 if run.started is not None:
                     self._count_run(now - run.started)
-                self._tell_outcome(run, wire.read_outcome(header, body))
+                self._news.endings.append((run.task, wire.read_ending(header, body)))
                 self._tend_head(child, now)
             case "ready":
                 child.ready = True
@@ -549,7 +550,7 @@ class ProcessPool(Pool):
                 child.broken = header[1]
             case _:
                 report: Report = wire.read_report(header, body)
-                self._tell_report(child.runs[header[1]], report)
+                self._news.reports.append((child.runs[header[1]].task, report))
 
     def _send(self, child: _Child, data: bytes) -> None:
         child.send(data)
@@ -574,12 +575,12 @@ class ProcessPool(Pool):
             why = child.broken or f"a child process died {where}: {cause}"
             self._start_failed(why, time.monotonic())
         for number, run in child.runs.items():
-            del self._owners[run.task.token]
+            del self._owners[run.task.key]
             message = f"the child process died: {cause}"
-            outcome: Outcome = WorkerLost(ErrorInfo(WORKER_LOST, message))
+            ending: Ending = AttemptFailed(clean_error(WORKER_LOST, message), crashed=True)
             if run.verdict is not None:
-                outcome = run.verdict
+                ending = run.verdict
             elif number != child.victim:  # it came next, after the kill was decided
-                outcome = Interrupted()
-            self._tell_outcome(run, outcome)
+                ending = Interrupted()
+            self._news.endings.append((run.task, ending))
         child.runs.clear()

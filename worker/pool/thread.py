@@ -1,6 +1,6 @@
 """Handlers in threads of this process: for trusted ones, since nothing can be killed here.
 
-On timeout, cancellation or loss of the lease the outcome is told at once, and the slot stays taken
+On timeout, cancellation or loss of the lease the ending is told at once, and the slot stays taken
 until the handler returns.
 """
 
@@ -12,10 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from worker import execution, registry
-from worker.execution import AttemptContext
-from worker.outcome import Cancelled, Interrupted, JobTypeInfo, Outcome, Report
-from worker.pool.base import Listener, Pool, Run, deliver, timed_out
+from jobsvc.core.attempts import AttemptKey, Ending, Interrupted, JobTypeInfo, Report, Stopped
+from worker import registry
+from worker.child import execution
+from worker.child.execution import AttemptContext
+from worker.pool.base import Listener, Pool, Run, timed_out
 
 _TICK_SECONDS: Final = 0.1
 
@@ -35,12 +36,12 @@ class ThreadPool(Pool):
         self._environment = environment or {}
         self._changed = threading.Condition(self._lock)
         self._watcher = threading.Thread(target=self._watch, name="pool", daemon=True)
-        # By token: what has started and has no outcome yet.
-        self._running: dict[str, tuple[Run, AttemptContext]] = {}
+        # By key: what has started and has no ending yet.
+        self._running: dict[AttemptKey, tuple[Run, AttemptContext]] = {}
         self._slots_taken = 0
         self._stop_at: float | None = None
 
-    def start(self) -> list[JobTypeInfo]:
+    def _start(self) -> list[JobTypeInfo]:
         """Import the handlers into this process and start the threads."""
         os.environ.update(self._environment)
         try:
@@ -53,15 +54,15 @@ class ThreadPool(Pool):
             threading.Thread(target=self._work, name=f"handler-{number}", daemon=True).start()
         return job_types
 
-    def cancel(self, token: str) -> None:
-        """End the task as Cancelled now, and ask its handler to stop."""
+    def cancel(self, key: AttemptKey) -> None:
+        """End the task as Stopped now, and ask its handler to stop."""
         with self._changed:
-            self._end(token, Cancelled())
+            self._end(key, Stopped())
 
-    def abandon(self, token: str) -> None:
+    def abandon(self, key: AttemptKey) -> None:
         """End the task as Interrupted now, and tell its handler that the lease is lost."""
         with self._changed:
-            self._end(token, Interrupted(), lease_lost=True)
+            self._end(key, Interrupted(), lease_lost=True)
 
     def stop(self, grace_seconds: float) -> None:
         """Wait for running handlers at most so long; those that stay run on in their threads."""
@@ -73,24 +74,24 @@ class ThreadPool(Pool):
             self._changed.notify_all()
         self._watcher.join()
 
-    def _end(self, token: str, outcome: Outcome, *, lease_lost: bool = False) -> None:
-        run = self._waiting.pop(token, None)
-        if run is None and token in self._running:
-            run, context = self._running.pop(token)
+    def _end(self, key: AttemptKey, ending: Ending, *, lease_lost: bool = False) -> None:
+        run = self._waiting.pop(key, None)
+        if run is None and key in self._running:
+            run, context = self._running.pop(key)
             context.ask_to_stop(lease_lost=lease_lost)
         if run is not None:
-            self._tell_outcome(run, outcome)
+            self._news.endings.append((run.task, ending))
             self._changed.notify_all()
 
     def _work(self) -> None:
         while (next_run := self._next()) is not None:
             run, context = next_run
-            outcome = execution.run(run.task, context)
+            ending = execution.run(run.task, context)
             with self._changed:
                 self._slots_taken -= 1
                 self._count_run(time.monotonic() - (run.started or 0.0))
-                if self._running.pop(run.task.token, None) is not None:
-                    self._tell_outcome(run, outcome)
+                if self._running.pop(run.task.key, None) is not None:
+                    self._news.endings.append((run.task, ending))
                 self._changed.notify_all()
 
     def _next(self) -> tuple[Run, AttemptContext] | None:
@@ -99,12 +100,12 @@ class ThreadPool(Pool):
                 if self._stopped:
                     return None
                 self._changed.wait()
-            token, run = self._waiting.popitem(last=False)
+            key, run = self._waiting.popitem(last=False)
             run.started = time.monotonic()
             context = self._context(run)
-            self._running[token] = run, context
+            self._running[key] = run, context
             self._slots_taken += 1
-            self._tell_started(run)
+            self._news.started.append(run.task)
             self._changed.notify_all()
             return run, context
 
@@ -113,8 +114,8 @@ class ThreadPool(Pool):
 
         def report(report: Report) -> None:
             with self._changed:
-                if task.token in self._running:
-                    self._tell_report(run, report)
+                if task.key in self._running:
+                    self._news.reports.append((run.task, report))
                     self._changed.notify_all()
 
         return AttemptContext(task, report)
@@ -123,13 +124,13 @@ class ThreadPool(Pool):
         while not self._stopped:
             with self._changed:
                 self._end_overdue(time.monotonic())
-                if not self._notices:
+                if not self._news:
                     self._stopped = self._stop_at is not None and not self._running
                     if not self._stopped:
                         self._changed.wait(_TICK_SECONDS if self._running else None)
-                notices, self._notices = self._notices, []
+                news = self._take_news()
                 contexts = [context for _, context in self._running.values()]
-            deliver(notices)  # without the lock: the listener may call us
+            news.deliver(self._listener)  # without the lock: the listener may call us
             for context in contexts:
                 context.tick()
         with self._changed:
@@ -137,14 +138,14 @@ class ThreadPool(Pool):
 
     def _end_overdue(self, now: float) -> None:
         if self._stop_at is not None:
-            for token in list(self._waiting):
-                self._end(token, Interrupted())
-        for token, (run, _) in list(self._running.items()):
+            for key in list(self._waiting):
+                self._end(key, Interrupted())
+        for key, (run, _) in list(self._running.items()):
             started = now if run.started is None else run.started
-            if now >= started + run.task.timeout_seconds:
-                self._end(token, timed_out(run.task))
+            if now >= started + run.task.timeout:
+                self._end(key, timed_out(run.task))
             elif self._stop_at is not None and now >= self._stop_at:
-                self._end(token, Interrupted())
+                self._end(key, Interrupted())
 
     def _wake(self) -> None:
         self._changed.notify_all()

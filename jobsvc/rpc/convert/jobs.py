@@ -17,21 +17,16 @@ from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from generated.jobsvc.v1 import job_pb2, job_service_pb2
+from jobsvc.core.attempts import Input, JobError, Log, Output, Progress, Report
 from jobsvc.core.model import (
     Concurrency,
-    Input,
     Job,
-    JobError,
     JobEvent,
     JobFilter,
     JobOutcome,
     JobUpdate,
-    Log,
     NewJob,
     OnConflict,
-    Output,
-    Progress,
-    Report,
     RetryPolicy,
     Unique,
     UniqueScope,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from generated.jobsvc.v1 import job_pb2, job_service_pb2
-from jobsvc.core.model import JobTypeInfo, RetryPolicy
+from jobsvc.core.attempts import JobTypeInfo
+from jobsvc.core.model import RetryPolicy
 from jobsvc.errors import Violation
 from jobsvc.rpc.validate import fields, payload
 from jobsvc.rpc.validate.fields import DAY, HOUR, SECOND, SPAN_MAX, Violations

@@ -12,7 +12,7 @@ import jsonschema_rs
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
 from generated.jobsvc.v1 import job_pb2, job_service_pb2
-from jobsvc.core.model import JobTypeInfo
+from jobsvc.core.attempts import JobTypeInfo
 from jobsvc.errors import Violation
 from jobsvc.rpc.validate import fields
 from jobsvc.rpc.validate.fields import Violations

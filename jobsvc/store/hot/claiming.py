@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final
 
-from jobsvc.core.model import Change, Claimed, Effects, Input
+from jobsvc.core.attempts import Claimed, Input
+from jobsvc.core.model import Change, Effects
 from jobsvc.core.states import EventType, JobState
 from jobsvc.store.database import Database
 from jobsvc.store.dialects.prepared import Statement

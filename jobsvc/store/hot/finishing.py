@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import Final
 
-from jobsvc.core.model import RETENTION_SECONDS, Change, Effects, Ending, Succeeded
+from jobsvc.core.attempts import Ending, Succeeded
+from jobsvc.core.model import RETENTION_SECONDS, Change, Effects
 from jobsvc.core.states import EventType, JobState
 from jobsvc.store.database import Database
 from jobsvc.store.dialects.prepared import Statement

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import psycopg2.errors
 
-from jobsvc.core.model import Change, Dispatch, Effects, Job, JobTypeInfo, NewJob
+from jobsvc.core.attempts import JobTypeInfo
+from jobsvc.core.model import Change, Dispatch, Effects, Job, NewJob
 from jobsvc.core.states import EventType, JobState
 from jobsvc.store.batch import PUBLISH_GRACE
 from jobsvc.store.database import Database

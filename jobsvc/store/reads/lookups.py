@@ -9,7 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from jobsvc.core.model import Input, Job, JobError, JobEvent, JobOutcome
+from jobsvc.core.attempts import Input, JobError
+from jobsvc.core.model import Job, JobEvent, JobOutcome
 from jobsvc.core.states import JobState
 from jobsvc.errors import JobUnknown
 from jobsvc.store.dialects.reading import Read, id_text, one_of

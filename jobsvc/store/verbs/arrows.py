@@ -11,10 +11,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from jobsvc.core.model import (
-    JobError,
-    RetryPolicy,
-)
+from jobsvc.core.attempts import JobError
+from jobsvc.core.model import RetryPolicy
 from jobsvc.core.states import (
     CRASHES_MAX,
     WAITING_STATES,

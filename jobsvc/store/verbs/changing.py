@@ -6,12 +6,7 @@ from collections.abc import Callable, Collection
 
 import sqlalchemy as sa
 
-from jobsvc.core.model import (
-    Effects,
-    Job,
-    JobUpdate,
-    OnConflict,
-)
+from jobsvc.core.model import Effects, Job, JobUpdate, OnConflict
 from jobsvc.core.states import (
     RETRYABLE_STATES,
     TERMINAL_STATES,

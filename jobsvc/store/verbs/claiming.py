@@ -7,11 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-from jobsvc.core.model import (
-    Claimed,
-    Effects,
-    Input,
-)
+from jobsvc.core.attempts import Claimed, Input
+from jobsvc.core.model import Effects
 from jobsvc.core.states import (
     EventType,
     JobState,

@@ -8,9 +8,8 @@ from typing import assert_never
 
 import sqlalchemy as sa
 
-from jobsvc.core.model import (
+from jobsvc.core.attempts import (
     AttemptFailed,
-    Effects,
     Ending,
     Interrupted,
     Log,
@@ -21,6 +20,7 @@ from jobsvc.core.model import (
     Stopped,
     Succeeded,
 )
+from jobsvc.core.model import Effects
 from jobsvc.core.states import (
     EventType,
     JobState,

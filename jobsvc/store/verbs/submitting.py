@@ -10,7 +10,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from jobsvc.core.model import Effects, Job, JobTypeInfo, NewJob, OnConflict
+from jobsvc.core.attempts import JobTypeInfo
+from jobsvc.core.model import Effects, Job, NewJob, OnConflict
 from jobsvc.core.states import EventType, JobState
 from jobsvc.errors import IdempotencyKeyReused, UniqueConflict
 from jobsvc.store.batch import Batch

@@ -7,10 +7,8 @@ from datetime import timedelta
 
 import sqlalchemy as sa
 
-from jobsvc.core.model import (
-    Effects,
-    JobError,
-)
+from jobsvc.core.attempts import JobError
+from jobsvc.core.model import Effects
 from jobsvc.core.states import (
     WAITING_STATES,
     EventType,

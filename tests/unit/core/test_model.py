@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from jobsvc.core import model
-from jobsvc.core.model import DAY, RETENTION_SECONDS, Input, NewJob, Output
+from jobsvc.core.attempts import Input, Output
+from jobsvc.core.model import DAY, RETENTION_SECONDS, NewJob
 from jobsvc.core.states import TERMINAL_STATES
 
 

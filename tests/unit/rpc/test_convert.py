@@ -14,19 +14,14 @@ from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 
 from generated.jobsvc.v1 import job_pb2
 from generated.jobsvc.v1 import job_service_pb2 as pb
+from jobsvc.core.attempts import Input, JobError, Log, Output, Progress, Report
 from jobsvc.core.model import (
     Concurrency,
-    Input,
     Job,
-    JobError,
     JobEvent,
     JobOutcome,
-    Log,
     NewJob,
     OnConflict,
-    Output,
-    Progress,
-    Report,
     RetryPolicy,
     Unique,
     UniqueScope,

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generated.jobsvc.v1 import job_service_pb2 as pb
-from jobsvc.core.model import JobTypeInfo
+from jobsvc.core.attempts import JobTypeInfo
 from jobsvc.errors import InvalidRequest, Violation
 from jobsvc.rpc import validate
 from jobsvc.rpc.validate import jobs as job_rules

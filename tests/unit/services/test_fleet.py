@@ -13,7 +13,8 @@ import pytest
 import sqlalchemy as sa
 from prometheus_client import REGISTRY
 
-from jobsvc.core.model import JobFilter, Log
+from jobsvc.core.attempts import Log
+from jobsvc.core.model import JobFilter
 from jobsvc.core.states import JobState
 from jobsvc.errors import (
     DatabaseUnavailable,

@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 from prometheus_client import REGISTRY
 
-from jobsvc.core.model import Log
+from jobsvc.core.attempts import Log
 from jobsvc.services import upkeep, watch
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import WatchHub

@@ -9,7 +9,8 @@ from typing import TypeVar
 import pytest
 
 from jobsvc.broker.topology import Broker
-from jobsvc.core.model import Effects, Input, JobTypeInfo, NewJob, OnConflict, Unique
+from jobsvc.core.attempts import Input, JobTypeInfo
+from jobsvc.core.model import Effects, NewJob, OnConflict, Unique
 from jobsvc.core.states import JobState
 from jobsvc.errors import (
     DatabaseUnavailable,

@@ -8,7 +8,8 @@ from datetime import timedelta
 import pytest
 
 from jobsvc.broker.topology import Broker
-from jobsvc.core.model import Change, Effects, JobTypeInfo
+from jobsvc.core.attempts import JobTypeInfo
+from jobsvc.core.model import Change, Effects
 from jobsvc.core.states import JobState
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox

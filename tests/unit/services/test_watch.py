@@ -7,7 +7,8 @@ from contextlib import aclosing
 
 import pytest
 
-from jobsvc.core.model import Change, JobEvent, Log
+from jobsvc.core.attempts import Log
+from jobsvc.core.model import Change, JobEvent
 from jobsvc.errors import (
     DatabaseUnavailable,
     Draining,

@@ -12,10 +12,10 @@ from typing import Any, Optional
 import pytest
 from pydantic import BaseModel
 
+from jobsvc.core.attempts import Log, Output, Progress, Report
 from worker import Abort, JobCancelled, JobContext, Retry, Snooze, job, registry
 from worker.api import TestingContext, span_seconds
-from worker.execution import AttemptContext
-from worker.outcome import LogReport, OutputReport, ProgressReport, Report
+from worker.child.execution import AttemptContext
 from worker.registry import JobDefinition
 
 from .recorder import make_task
@@ -49,9 +49,9 @@ def test_what_is_announced() -> None:
 
     info = definition("thumbnail").describe()
     assert (info.name, info.description) == ("thumbnail", "Makes a thumbnail.")
-    assert (info.timeout_seconds, info.max_attempts, info.queue) == (120.0, 5, "images")
-    assert info.payload_schema_json is not None
-    schema = json.loads(info.payload_schema_json)
+    assert (info.timeout, info.max_attempts, info.queue) == (120.0, 5, "images")
+    assert info.payload_schema is not None
+    schema = json.loads(info.payload_schema)
     assert schema["required"] == ["url"]
     assert thumbnail(Thumbnail(url=""), JobContext.for_testing()) == {}
 
@@ -81,7 +81,7 @@ def test_the_annotation_decides(
     assert job("x", description="")(function) is function
     found = definition("x")
     assert (found.payload_kind, found.takes_context) == (kind, takes_context)
-    assert (found.describe().payload_schema_json is None) == (kind != "model")
+    assert (found.describe().payload_schema is None) == (kind != "model")
 
 
 def nothing() -> None: ...
@@ -157,10 +157,10 @@ def test_a_context_for_tests_keeps_reports() -> None:
     ctx.output(b"data")
     assert ctx.attempt == 3
     assert ctx.reports == [
-        ProgressReport(1.0, 4.0, "one\ufffd"),
-        LogReport("WARNING", "hello"),
-        OutputReport(text="text"),
-        OutputReport(data=b"data"),
+        Progress(1.0, 4.0, "one\ufffd"),
+        Log("WARNING", "hello"),
+        Output(text="text"),
+        Output(data=b"data"),
     ]
 
 
@@ -179,7 +179,7 @@ def test_a_log_entry_is_cut() -> None:
     ctx = JobContext.for_testing()
     ctx.log("€" * 100_000)
     (report,) = ctx.reports
-    assert isinstance(report, LogReport)
+    assert isinstance(report, Log)
     assert 16_380 <= len(report.message.encode()) <= 16_384
 
 
@@ -188,7 +188,7 @@ def test_output_is_split_between_characters(character: str) -> None:
     ctx = JobContext.for_testing()
     text = "x" + character * 100_000
     ctx.output(text)
-    texts = [report.text or "" for report in ctx.reports if isinstance(report, OutputReport)]
+    texts = [report.text or "" for report in ctx.reports if isinstance(report, Output)]
     assert "".join(texts) == text
     assert all(len(piece.encode()) <= 65_536 for piece in texts)
 
@@ -197,7 +197,7 @@ def test_output_that_no_text_can_hold() -> None:
     ctx = JobContext.for_testing()
     ctx.output("a\0\r\x1b[0m\ud800")
     (report,) = ctx.reports
-    assert isinstance(report, OutputReport)
+    assert isinstance(report, Output)
     assert report.text is not None
     assert report.text.startswith("a\ufffd\r\x1b[0m\ufffd")
     ctx.output(b"")
@@ -207,7 +207,7 @@ def test_output_that_no_text_can_hold() -> None:
 def test_bytes_are_split_too() -> None:
     ctx = JobContext.for_testing()
     ctx.output(bytes(150_000))
-    sizes = [len(report.data or b"") for report in ctx.reports if isinstance(report, OutputReport)]
+    sizes = [len(report.data or b"") for report in ctx.reports if isinstance(report, Output)]
     assert sizes == [65_536, 65_536, 18_928]
 
 
@@ -216,11 +216,9 @@ def test_endless_output_ends() -> None:
     for _ in range(30):
         ctx.output(bytes(1024 * 1024))
         ctx.log("x" * 16_384)
-    size = sum(
-        len(report.data or b"") for report in ctx.reports if isinstance(report, OutputReport)
-    )
+    size = sum(len(report.data or b"") for report in ctx.reports if isinstance(report, Output))
     assert 8 * 1024 * 1024 < size <= 17 * 1024 * 1024
-    assert sum(isinstance(report, LogReport) for report in ctx.reports) == 30
+    assert sum(isinstance(report, Log) for report in ctx.reports) == 30
 
 
 def attempt_context() -> tuple[AttemptContext, list[Report]]:
@@ -229,7 +227,7 @@ def attempt_context() -> tuple[AttemptContext, list[Report]]:
 
 
 def progress(reports: list[Report]) -> list[float]:
-    return [report.current for report in reports if isinstance(report, ProgressReport)]
+    return [report.current for report in reports if isinstance(report, Progress)]
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""From a handler's end, whatever it is, to one outcome."""
+"""From a handler's end, whatever it is, to one ending."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import pytest
 from pydantic import BaseModel, Field
 
 import worker.echo  # noqa: F401 - into the registry that all tests share
-from worker import Abort, Blob, JobCancelled, JobContext, job, registry
-from worker.execution import AttemptContext, run
-from worker.outcome import (
-    Cancelled,
-    Failed,
-    Outcome,
+from jobsvc.core.attempts import (
+    AttemptFailed,
+    Claimed,
+    Ending,
+    Input,
     Report,
     Snoozed,
+    Stopped,
     Succeeded,
-    Task,
 )
+from worker import Abort, Blob, JobCancelled, JobContext, job, registry
+from worker.child.execution import AttemptContext, run
+from worker.child.values import encode_result
 from worker.registry import HandlersError, load
-from worker.values import encode_result
 
 from . import sample_handlers
 from .recorder import make_task
@@ -34,27 +35,27 @@ def handlers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_definitions", dict(registry._definitions))
 
 
-def outcome_of(task: Task, *, cancel: bool = False) -> Outcome:
+def ending_of(task: Claimed, *, cancel: bool = False) -> Ending:
     reports: list[Report] = []
     context = AttemptContext(task, reports.append)
     if cancel:
         context.ask_to_stop()
-    outcome = run(task, context)
+    ending = run(task, context)
     context.log("too late")
     assert reports == []
-    return outcome
+    return ending
 
 
-def failure_of(task: Task) -> Failed:
-    outcome = outcome_of(task)
-    assert isinstance(outcome, Failed)
-    return outcome
+def failure_of(task: Claimed) -> AttemptFailed:
+    ending = ending_of(task)
+    assert isinstance(ending, AttemptFailed)
+    return ending
 
 
 @pytest.mark.parametrize("job_type", ["t.echo", "t.echo_async"])
 def test_success(job_type: str) -> None:
     payload: dict[str, object] = {"n": 3, "items": [1.5, None, {"a": "b"}]}
-    assert outcome_of(make_task(job_type, payload)) == Succeeded(encode_result(payload)[0])
+    assert ending_of(make_task(job_type, payload)) == Succeeded(encode_result(payload))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_whatever_is_raised_is_a_failure(error: str) -> None:
     failed = failure_of(make_task("t.raise", {"error": error}))
     assert failed.error.type == error
     assert failed.error.retryable
-    assert failed.retry_after_seconds is None
+    assert failed.retry_after is None
     assert "sample_handlers.py" in failed.error.traceback
     assert "execution.py" not in failed.error.traceback
 
@@ -116,8 +117,8 @@ def test_exceptions_that_say_more() -> None:
     assert not aborted.error.retryable
     retried = failure_of(make_task("t.raise", {"error": "Retry"}))
     assert (retried.error.type, retried.error.retryable) == ("Retry", True)
-    assert retried.retry_after_seconds == 60
-    assert outcome_of(make_task("t.raise", {"error": "Snooze"})) == Snoozed(30)
+    assert retried.retry_after == 60
+    assert ending_of(make_task("t.raise", {"error": "Snooze"})) == Snoozed(30)
 
 
 def give_a_set(payload: dict[str, Any]) -> set[int]:
@@ -161,8 +162,8 @@ def take_blob(payload: bytes) -> Blob:
 
 def test_a_model_is_validated() -> None:
     job("t.order")(take_order)
-    succeeded = outcome_of(make_task("t.order", {"amount": 3, "token": "abc"}))
-    assert succeeded == Succeeded(encode_result(3)[0])
+    succeeded = ending_of(make_task("t.order", {"amount": 3, "token": "abc"}))
+    assert succeeded == Succeeded(encode_result(3))
     failed = failure_of(make_task("t.order", {"amount": -98765}))
     assert (failed.error.type, failed.error.retryable) == ("INVALID_PAYLOAD", False)
     assert failed.error.message == "payload.amount: Input should be greater than 0"
@@ -171,7 +172,7 @@ def test_a_model_is_validated() -> None:
 def test_blobs_go_where_they_are_expected() -> None:
     job("t.blob")(take_blob)
     blob = make_task("t.blob", b"abc", content_type="text/csv")
-    assert outcome_of(blob) == Succeeded(b"cba", "text/plain")
+    assert ending_of(blob) == Succeeded(Input(b"cba", "text/plain"))
     for task in (
         make_task("t.blob", {}),
         make_task("t.echo", b"abc", content_type="text/csv"),
@@ -183,9 +184,9 @@ def test_blobs_go_where_they_are_expected() -> None:
 def test_the_echo_of_the_service_gives_back_either() -> None:
     load([])
     payload: dict[str, object] = {"a": [1, {"b": None}]}
-    assert outcome_of(make_task("demo.echo", payload)) == Succeeded(encode_result(payload)[0])
+    assert ending_of(make_task("demo.echo", payload)) == Succeeded(encode_result(payload))
     blob = make_task("demo.echo", b"\0\1", content_type="image/png")
-    assert outcome_of(blob) == Succeeded(b"\0\1", "image/png")
+    assert ending_of(blob) == Succeeded(Input(b"\0\1", "image/png"))
 
 
 def test_an_unknown_job_type_can_be_retried_elsewhere() -> None:
@@ -201,7 +202,7 @@ def stop(payload: dict[str, Any], ctx: JobContext) -> None:
 def test_who_was_asked_to_stop_is_cancelled(job_type: str) -> None:
     job("t.stop")(stop)
     task = make_task(job_type, {"error": "MemoryError"})
-    assert outcome_of(task, cancel=True) == Cancelled()
+    assert ending_of(task, cancel=True) == Stopped()
 
 
 def test_stopping_without_being_asked_is_a_failure() -> None:

@@ -19,10 +19,10 @@ import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from pydantic import ValidationError
 
+from jobsvc.core.attempts import Progress
 from worker import Abort, JobCancelled, JobContext, Retry
 from worker.handlers import demo
 from worker.handlers.standard import EmailPayload, HttpPayload, http_request, send_email
-from worker.outcome import ProgressReport
 
 MAIL = EmailPayload(recipient_email="test@example.com", subject="Hello", body="It works.\n")
 
@@ -418,8 +418,8 @@ def test_sleeping_tells_each_step() -> None:
     ctx = JobContext.for_testing()
     payload = demo.SleepPayload(seconds=0.01, steps=4)
     assert demo.sleep(payload, ctx) == {"seconds": 0.01, "steps": 4}
-    assert [report for report in ctx.reports if isinstance(report, ProgressReport)] == [
-        ProgressReport(step, 4, f"step {step} of 4") for step in (1, 2, 3, 4)
+    assert [report for report in ctx.reports if isinstance(report, Progress)] == [
+        Progress(step, 4, f"step {step} of 4") for step in (1, 2, 3, 4)
     ]
 
 

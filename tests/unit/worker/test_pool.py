@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from tests.harness.wait import until
-from worker import registry
-from worker.outcome import (
-    Cancelled,
-    Failed,
+from jobsvc.core.attempts import (
+    AttemptFailed,
+    Claimed,
     Interrupted,
-    LogReport,
-    OutputReport,
-    ProgressReport,
+    Log,
+    Output,
+    Progress,
+    Stopped,
     Succeeded,
 )
+from tests.harness.wait import until
+from worker import registry
+from worker.child.values import encode_result
 from worker.pool import HandlersError, Pool, make_pool
-from worker.values import encode_result
 
 from .recorder import Recorder, make_task
 
@@ -36,7 +37,7 @@ def recorder() -> Iterator[Recorder]:
     recorder = Recorder()
     yield recorder
     assert recorder.late == []
-    assert all(len(outcomes) == 1 for outcomes in recorder.outcomes.values())
+    assert all(len(endings) == 1 for endings in recorder.endings.values())
 
 
 @pytest.fixture(params=["process", "thread"])
@@ -67,7 +68,7 @@ def test_the_job_types_are_announced(recorder: Recorder) -> None:
         assert "demo.echo" in types
         echo = types["t.echo"]
         assert echo.description == "Gives back what it got."
-        assert (echo.timeout_seconds, echo.max_attempts, echo.queue) == (120, 5, "slow")
+        assert (echo.timeout, echo.max_attempts, echo.queue) == (120, 5, "slow")
 
 
 @pytest.mark.parametrize("isolation", ["process", "thread"])
@@ -77,7 +78,7 @@ def test_handlers_that_cannot_be_imported(isolation: Isolation, recorder: Record
     with pytest.raises(HandlersError, match=rf"{module}'.*RuntimeError: broken on purpose"):
         pool.start()
     with pytest.raises(RuntimeError, match="stopped"):
-        pool.submit(make_task("t.echo"))
+        pool.submit([make_task("t.echo")])
     pool.stop(0)
 
 
@@ -85,20 +86,20 @@ def test_a_task_runs_to_its_result(make: MakePool, recorder: Recorder) -> None:
     pool = make(2)
     payload: dict[str, object] = {"n": 1, "text": "x" * 900_000}
     task = make_task("t.echo", payload)
-    pool.submit(task)
-    assert recorder.wait_outcome(task) == Succeeded(encode_result(payload)[0])
-    assert recorder.started == [task.token]
+    pool.submit([task])
+    assert recorder.wait_ending(task) == Succeeded(encode_result(payload))
+    assert recorder.started == [task.key]
 
 
 def test_every_task_gets_one_outcome(make: MakePool, recorder: Recorder) -> None:
     pool = make(2)
     tasks = [make_task("t.echo", {"n": n}) for n in range(500)]
     for task in tasks:
-        pool.submit(task)
-    recorder.wait(lambda: len(recorder.outcomes) == 500)
-    assert sorted(recorder.started) == sorted(task.token for task in tasks)
+        pool.submit([task])
+    recorder.wait(lambda: len(recorder.endings) == 500)
+    assert sorted(recorder.started) == sorted(task.key for task in tasks)
     for n, task in enumerate(tasks):
-        assert recorder.outcomes[task.token] == [Succeeded(encode_result({"n": n})[0])]
+        assert recorder.endings[task.key] == [Succeeded(encode_result({"n": n}))]
     assert pool.average_run_seconds < 0.1
 
 
@@ -106,20 +107,20 @@ def test_tasks_start_in_order(make: MakePool, recorder: Recorder) -> None:
     pool = make(1)
     tasks = [make_task("t.echo") for _ in range(200)]
     for task in tasks:
-        pool.submit(task)
-    recorder.wait(lambda: len(recorder.outcomes) == 200)
-    assert recorder.started == [task.token for task in tasks]
+        pool.submit([task])
+    recorder.wait(lambda: len(recorder.endings) == 200)
+    assert recorder.started == [task.key for task in tasks]
 
 
 def test_reports_arrive_in_order_before_the_outcome(make: MakePool, recorder: Recorder) -> None:
     task = make_task("t.tell")
-    make(1).submit(task)
-    recorder.wait_outcome(task)
-    reports = recorder.reports[task.token]
-    assert reports[0] == LogReport("WARNING", "first")
-    assert reports[1] == OutputReport(text="text")
-    assert reports[2] == OutputReport(data=b"\xff data")
-    assert reports[-1] == ProgressReport(1000, 1000, "going")
+    make(1).submit([task])
+    recorder.wait_ending(task)
+    reports = recorder.reports[task.key]
+    assert reports[0] == Log("WARNING", "first")
+    assert reports[1] == Output(text="text")
+    assert reports[2] == Output(data=b"\xff data")
+    assert reports[-1] == Progress(1000, 1000, "going")
     assert len(reports) == 3 + 10
 
 
@@ -127,22 +128,22 @@ def test_a_progress_held_back_is_told_while_the_handler_runs(
     make: MakePool, recorder: Recorder, tmp_path: Path
 ) -> None:
     task = make_task("t.tell_and_wait", waiter(tmp_path))
-    make(1).submit(task)
-    recorder.wait(lambda: ProgressReport(100, None, "") in recorder.reports.get(task.token, []))
-    assert task.token not in recorder.outcomes
+    make(1).submit([task])
+    recorder.wait(lambda: Progress(100, 0.0, "") in recorder.reports.get(task.key, []))
+    assert task.key not in recorder.endings
     (tmp_path / "release").touch()
-    assert isinstance(recorder.wait_outcome(task), Succeeded)
+    assert isinstance(recorder.wait_ending(task), Succeeded)
 
 
 def test_slots(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
     pool = make(2)
     until(lambda: pool.slots == 2, 20, "both are ready")
     task = make_task("t.wait", waiter(tmp_path))
-    pool.submit(task)
+    pool.submit([task])
     until((tmp_path / "started").exists, 20, "the handler runs")
     assert pool.slots == 2
-    pool.abandon(task.token)
-    recorder.wait_outcome(task)
+    pool.abandon(task.key)
+    recorder.wait_ending(task)
     # A thread stays with its handler; a process is killed, and another started.
     assert pool.slots == 1
     (tmp_path / "release").touch()
@@ -154,13 +155,13 @@ def test_cancelling_what_has_not_started(
 ) -> None:
     pool = make(1)
     running, waiting = make_task("t.wait", waiter(tmp_path)), make_task("t.echo")
-    pool.submit(running)
-    pool.submit(waiting)
+    pool.submit([running])
+    pool.submit([waiting])
     recorder.wait_started(running)
-    pool.cancel(waiting.token)
-    assert recorder.wait_outcome(waiting) == Cancelled()
-    assert waiting.token not in recorder.started
-    assert running.token not in recorder.outcomes
+    pool.cancel(waiting.key)
+    assert recorder.wait_ending(waiting) == Stopped()
+    assert waiting.key not in recorder.started
+    assert running.key not in recorder.endings
 
 
 @pytest.mark.parametrize("raises", [False, True])
@@ -170,58 +171,58 @@ def test_cancelling_a_handler_that_heeds(
     pool = make(1)
     seen = tmp_path / "seen"
     task = make_task("t.wait_for_cancel", {"seen": str(seen), "raise": raises})
-    pool.submit(task)
+    pool.submit([task])
     recorder.wait_report(task)
-    pool.cancel(task.token)
-    assert recorder.wait_outcome(task) == Cancelled()
+    pool.cancel(task.key)
+    assert recorder.wait_ending(task) == Stopped()
     after = make_task("t.echo")
-    pool.submit(after)
-    assert isinstance(recorder.wait_outcome(after), Succeeded)
+    pool.submit([after])
+    assert isinstance(recorder.wait_ending(after), Succeeded)
     assert seen.exists()
 
 
 def test_what_is_unknown_or_over_cannot_be_cancelled(make: MakePool, recorder: Recorder) -> None:
     pool = make(1)
     task = make_task("t.echo")
-    pool.submit(task)
-    assert isinstance(recorder.wait_outcome(task), Succeeded)
-    for token in (task.token, "nobody"):
+    pool.submit([task])
+    assert isinstance(recorder.wait_ending(task), Succeeded)
+    for token in (task.key, ("nobody", "nothing")):
         pool.cancel(token)
         pool.abandon(token)
     after = make_task("t.echo")
-    pool.submit(after)
-    assert isinstance(recorder.wait_outcome(after), Succeeded)
+    pool.submit([after])
+    assert isinstance(recorder.wait_ending(after), Succeeded)
 
 
 def test_a_timeout(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
     pool = make(1)
-    task = make_task("t.wait", waiter(tmp_path), timeout_seconds=0.3)
-    pool.submit(task)
-    outcome = recorder.wait_outcome(task)
-    assert isinstance(outcome, Failed)
-    assert (outcome.error.type, outcome.error.retryable) == ("TIMEOUT", True)
-    assert "0.3 s" in outcome.error.message
+    task = make_task("t.wait", waiter(tmp_path), timeout=0.3)
+    pool.submit([task])
+    ending = recorder.wait_ending(task)
+    assert isinstance(ending, AttemptFailed)
+    assert (ending.error.type, ending.error.retryable) == ("TIMEOUT", True)
+    assert "0.3 s" in ending.error.message
     (tmp_path / "release").touch()  # a thread cannot be killed, and has to end by itself
     after = make_task("t.echo")
-    pool.submit(after)
-    assert isinstance(recorder.wait_outcome(after), Succeeded)
+    pool.submit([after])
+    assert isinstance(recorder.wait_ending(after), Succeeded)
 
 
 def test_withdrawing(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
     pool = make(1)
     running = make_task("t.wait", waiter(tmp_path))
-    pool.submit(running)
+    pool.submit([running])
     recorder.wait_started(running)
     waiting = [make_task("t.echo") for _ in range(3)]
     for task in waiting:
-        pool.submit(task)
+        pool.submit([task])
     assert pool.withdraw(60.0) == []
     assert pool.withdraw(0.0) == waiting
     assert pool.withdraw(0.0) == []
     (tmp_path / "release").touch()
-    assert isinstance(recorder.wait_outcome(running), Succeeded)
+    assert isinstance(recorder.wait_ending(running), Succeeded)
     pool.stop(1)
-    assert list(recorder.outcomes) == [running.token]
+    assert list(recorder.endings) == [running.key]
 
 
 def test_what_could_not_start_says_that_runs_are_long(
@@ -230,33 +231,33 @@ def test_what_could_not_start_says_that_runs_are_long(
     """Short ones have ended; a long one takes the slot, and nobody is to claim ahead for it."""
     pool = make(1)
     for task in (short := [make_task("t.echo") for _ in range(60)]):
-        pool.submit(task)
-    recorder.wait(lambda: len(recorder.outcomes) == len(short))
-    pool.submit(running := make_task("t.wait", waiter(tmp_path)))
+        pool.submit([task])
+    recorder.wait(lambda: len(recorder.endings) == len(short))
+    pool.submit([running := make_task("t.wait", waiter(tmp_path))])
     recorder.wait_started(running)
     before = pool.average_run_seconds
     assert pool.withdraw(before) == []
     assert pool.average_run_seconds == before
-    pool.submit(make_task("t.echo"))
+    pool.submit([make_task("t.echo")])
     until(lambda: pool.withdraw(2 * before), 10, "a task has waited for too long")
     assert pool.average_run_seconds >= 2 * before
     (tmp_path / "release").touch()
-    assert isinstance(recorder.wait_outcome(running), Succeeded)
+    assert isinstance(recorder.wait_ending(running), Succeeded)
 
 
 def test_stopping_waits_for_what_runs(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
     pool = make(1)
     running, waiting = make_task("t.wait", waiter(tmp_path)), make_task("t.echo")
-    pool.submit(running)
-    pool.submit(waiting)
+    pool.submit([running])
+    pool.submit([waiting])
     recorder.wait_started(running)
     (tmp_path / "release").touch()
     pool.stop(20)
-    assert isinstance(recorder.outcomes[running.token][0], Succeeded)
+    assert isinstance(recorder.endings[running.key][0], Succeeded)
     # It had started, or is given back.
-    assert isinstance(recorder.outcomes[waiting.token][0], Succeeded | Interrupted)
+    assert isinstance(recorder.endings[waiting.key][0], Succeeded | Interrupted)
     with pytest.raises(RuntimeError, match="stopped"):
-        pool.submit(make_task("t.echo"))
+        pool.submit([make_task("t.echo")])
     pool.stop(0)
 
 
@@ -265,13 +266,13 @@ def test_stopping_interrupts_what_does_not_end(
 ) -> None:
     pool = make(1)
     running, waiting = make_task("t.wait", waiter(tmp_path)), make_task("t.echo")
-    pool.submit(running)
-    pool.submit(waiting)
+    pool.submit([running])
+    pool.submit([waiting])
     recorder.wait_started(running)
     pool.stop(0.05)
-    assert recorder.outcomes == {
-        waiting.token: [Interrupted()],
-        running.token: [Interrupted()],
+    assert recorder.endings == {
+        waiting.key: [Interrupted()],
+        running.key: [Interrupted()],
     }
     (tmp_path / "release").touch()
 
@@ -279,29 +280,29 @@ def test_stopping_interrupts_what_does_not_end(
 def test_abandoning(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
     pool = make(1)
     task = make_task("t.wait", waiter(tmp_path))
-    pool.submit(task)
+    pool.submit([task])
     recorder.wait_started(task)
-    pool.abandon(task.token)
-    assert recorder.wait_outcome(task) == Interrupted()
+    pool.abandon(task.key)
+    assert recorder.wait_ending(task) == Interrupted()
     (tmp_path / "release").touch()
     after = make_task("t.echo")
-    pool.submit(after)
-    assert isinstance(recorder.wait_outcome(after), Succeeded)
+    pool.submit([after])
+    assert isinstance(recorder.wait_ending(after), Succeeded)
 
 
 def test_a_listener_that_raises_stops_nothing(make: MakePool, recorder: Recorder) -> None:
     pool = make(1)
     told: list[str] = []
 
-    def fail(task: object) -> None:
+    def fail(tasks: Sequence[Claimed]) -> None:
         told.append("started")
         raise RuntimeError("the listener is broken")
 
     recorder.on_started = fail  # type: ignore[method-assign]
     for _ in range(2):
         task = make_task("t.echo")
-        pool.submit(task)
-        assert isinstance(recorder.wait_outcome(task), Succeeded)
+        pool.submit([task])
+        assert isinstance(recorder.wait_ending(task), Succeeded)
     assert told == ["started", "started"]
 
 
@@ -312,10 +313,10 @@ def test_a_lost_lease_is_seen_in_a_thread(recorder: Recorder, tmp_path: Path) ->
     handler = registry.find("t.wait_for_cancel")
     assert handler is not None
     task = make_task("t.wait_for_cancel", {"seen": str(tmp_path / "seen")})
-    pool.submit(task)
+    pool.submit([task])
     recorder.wait_report(task)
-    _, context = pool._running[task.token]  # type: ignore[attr-defined]
-    pool.abandon(task.token)
+    _, context = pool._running[task.key]  # type: ignore[attr-defined]
+    pool.abandon(task.key)
     seen.append(context.lease_lost)
     assert seen == [True]
     pool.stop(5)

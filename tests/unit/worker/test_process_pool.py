@@ -17,8 +17,8 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Value
 
+from jobsvc.core.attempts import AttemptFailed, Claimed, Ending, Interrupted, Stopped, Succeeded
 from tests.harness.wait import until
-from worker.outcome import Cancelled, Failed, Interrupted, Outcome, Succeeded, Task, WorkerLost
 from worker.pool import HandlersError, ProcessPool
 from worker.pool import process as process_module
 from worker.pool.base import Run
@@ -36,7 +36,7 @@ def recorder() -> Iterator[Recorder]:
     recorder = Recorder()
     yield recorder
     assert recorder.late == []
-    assert all(len(outcomes) == 1 for outcomes in recorder.outcomes.values())
+    assert all(len(endings) == 1 for endings in recorder.endings.values())
 
 
 @pytest.fixture
@@ -61,14 +61,14 @@ def make(recorder: Recorder) -> Iterator[MakePool]:
     assert psutil.Process().children(recursive=True) == []
 
 
-def run(pool: ProcessPool, recorder: Recorder, task: Task) -> Outcome:
-    pool.submit(task)
-    return recorder.wait_outcome(task)
+def run(pool: ProcessPool, recorder: Recorder, task: Claimed) -> Ending:
+    pool.submit([task])
+    return recorder.wait_ending(task)
 
 
-def result(outcome: Outcome) -> dict[str, object]:
-    assert isinstance(outcome, Succeeded)
-    value: dict[str, object] = MessageToDict(Value.FromString(outcome.result))
+def result(ending: Ending) -> dict[str, object]:
+    assert isinstance(ending, Succeeded)
+    value: dict[str, object] = MessageToDict(Value.FromString(ending.result.data))
     return value
 
 
@@ -90,9 +90,9 @@ def warm_up(pool: ProcessPool, recorder: Recorder) -> None:
     """Run short tasks until the pool sends ahead."""
     tasks = [make_task("t.echo") for _ in range(100)]
     for task in tasks:
-        pool.submit(task)
+        pool.submit([task])
     for task in tasks:
-        recorder.wait_outcome(task)
+        recorder.wait_ending(task)
     assert pool.average_run_seconds < 0.005
 
 
@@ -115,7 +115,9 @@ def test_the_child_is_on_its_own(
     assert isinstance(environment, list)
     assert [name for name in environment if name.startswith("JOBSVC_")] == ["JOBSVC_SMTP_URL"]
     assert isinstance(modules, list)
-    assert not {"grpc", "sqlalchemy", "kombu", "psycopg2", "jobsvc"}.intersection(modules)
+    assert not {"grpc", "sqlalchemy", "kombu", "psycopg2"}.intersection(modules)
+    ours = {name for name in modules if name.split(".")[0] == "jobsvc"}
+    assert ours == {"jobsvc", "jobsvc.core", "jobsvc.core.attempts"}
 
 
 def test_prints_do_not_disturb(make: MakePool, recorder: Recorder) -> None:
@@ -139,13 +141,14 @@ def test_a_death_hits_its_own_job_alone(
     lost = make_task(job_type)
     others = [make_task("t.echo") for _ in range(20)]
     for task in (lost, *others):
-        pool.submit(task)
-    outcome = recorder.wait_outcome(lost)
-    assert isinstance(outcome, WorkerLost)
-    assert outcome.error.type == "WORKER_LOST"
-    assert outcome.error.message == f"the child process died: {cause}"
+        pool.submit([task])
+    ending = recorder.wait_ending(lost)
+    assert isinstance(ending, AttemptFailed)
+    assert ending.crashed
+    assert ending.error.type == "WORKER_LOST"
+    assert ending.error.message == f"the child process died: {cause}"
     for task in others:
-        assert isinstance(recorder.wait_outcome(task), Succeeded)
+        assert isinstance(recorder.wait_ending(task), Succeeded)
 
 
 def test_a_death_takes_along_what_the_handler_started(
@@ -153,8 +156,8 @@ def test_a_death_takes_along_what_the_handler_started(
 ) -> None:
     pool = make()
     pids = tmp_path / "pids"
-    outcome = run(pool, recorder, make_task("t.fork_and_exit", {"pids": str(pids)}))
-    assert isinstance(outcome, WorkerLost)
+    ending = run(pool, recorder, make_task("t.fork_and_exit", {"pids": str(pids)}))
+    assert isinstance(ending, AttemptFailed)
     orphans = [int(pid) for pid in pids.read_text().split()]
     wait_until(lambda: not any(is_alive(pid) for pid in orphans))
     assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded)
@@ -170,18 +173,18 @@ def is_alive(pid: int) -> bool:
 def test_a_death_from_outside(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
     pool = make()
     task = make_task("t.wait", waiter(tmp_path))
-    pool.submit(task)
+    pool.submit([task])
     wait_until((tmp_path / "started").exists)
     psutil.Process().children()[0].kill()
-    outcome = recorder.wait_outcome(task)
-    assert isinstance(outcome, WorkerLost)
-    assert "signal 9" in outcome.error.message
+    ending = recorder.wait_ending(task)
+    assert isinstance(ending, AttemptFailed)
+    assert "signal 9" in ending.error.message
 
 
 def test_an_idle_child_that_dies_is_replaced(make: MakePool, recorder: Recorder) -> None:
     pool = make()
     psutil.Process().children()[0].kill()
-    assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded | WorkerLost)
+    assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded | AttemptFailed)
     assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded)
 
 
@@ -189,9 +192,9 @@ def test_an_idle_child_that_dies_is_replaced(make: MakePool, recorder: Recorder)
 def test_a_timeout_kills(make: MakePool, recorder: Recorder, tmp_path: Path, job_type: str) -> None:
     pool = make()
     before = result(run(pool, recorder, make_task("t.process")))["pid"]
-    outcome = run(pool, recorder, make_task(job_type, waiter(tmp_path), timeout_seconds=0.2))
-    assert isinstance(outcome, Failed)
-    assert outcome.error.type == "TIMEOUT"
+    ending = run(pool, recorder, make_task(job_type, waiter(tmp_path), timeout=0.2))
+    assert isinstance(ending, AttemptFailed)
+    assert ending.error.type == "TIMEOUT"
     after = result(run(pool, recorder, make_task("t.process")))["pid"]
     assert after != before
 
@@ -202,10 +205,10 @@ def test_a_cancellation_kills_who_does_not_heed(
 ) -> None:
     pool = make()
     task = make_task(job_type, waiter(tmp_path))
-    pool.submit(task)
+    pool.submit([task])
     recorder.wait_started(task)
-    pool.cancel(task.token)
-    assert recorder.wait_outcome(task) == Cancelled()
+    pool.cancel(task.key)
+    assert recorder.wait_ending(task) == Stopped()
     assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded)
 
 
@@ -215,21 +218,21 @@ def test_a_handler_that_heeds_is_not_killed(
     pool = make(cancel_grace_seconds=30.0)
     before = result(run(pool, recorder, make_task("t.process")))["pid"]
     task = make_task("t.wait_for_cancel", {"seen": str(tmp_path / "seen")})
-    pool.submit(task)
+    pool.submit([task])
     recorder.wait_report(task)
-    pool.cancel(task.token)
-    assert recorder.wait_outcome(task) == Cancelled()
+    pool.cancel(task.key)
+    assert recorder.wait_ending(task) == Stopped()
     assert result(run(pool, recorder, make_task("t.process")))["pid"] == before
 
 
 def test_abandoning_kills_at_once(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
     pool = make(cancel_grace_seconds=30.0)
     task = make_task("t.wait", waiter(tmp_path))
-    pool.submit(task)
+    pool.submit([task])
     wait_until((tmp_path / "started").exists)
-    pool.cancel(task.token)
-    pool.abandon(task.token)
-    assert recorder.wait_outcome(task) == Interrupted()
+    pool.cancel(task.key)
+    pool.abandon(task.key)
+    assert recorder.wait_ending(task) == Interrupted()
     assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded)
 
 
@@ -242,19 +245,19 @@ def test_what_was_sent_ahead_is_taken_back_from_a_slow_child(
     quick = [make_task("t.echo") for _ in range(10)]
     with pool._lock:  # all at once, so that the quick ones are sent after the slow ones
         for task in (*slow, *quick):
-            pool.submit(task)
+            pool.submit([task])
     wait_until(lambda: len(recorder.started) >= 102 and ahead(pool) == 0)
-    pool.cancel(slow[0].token)
+    pool.cancel(slow[0].key)
     for task in quick:
-        assert isinstance(recorder.wait_outcome(task), Succeeded)
-    assert slow[1].token not in recorder.outcomes
+        assert isinstance(recorder.wait_ending(task), Succeeded)
+    assert slow[1].key not in recorder.endings
 
 
-def sent_ahead(pool: ProcessPool, recorder: Recorder, first: Task, tasks: list[Task]) -> None:
+def sent_ahead(pool: ProcessPool, recorder: Recorder, first: Claimed, tasks: list[Claimed]) -> None:
     """Have `tasks` wait in the child behind `first`."""
     with pool._lock:
         for task in (first, *tasks):
-            pool.submit(task)
+            pool.submit([task])
     wait_until(lambda: ahead(pool) == len(tasks))
 
 
@@ -272,13 +275,13 @@ def test_what_was_sent_ahead_can_be_cancelled_and_withdrawn(
     first = make_task("t.hold_gil")
     tasks = [make_task("t.echo") for _ in range(4)]
     sent_ahead(pool, recorder, first, tasks)
-    pool.cancel(tasks[1].token)
-    assert recorder.wait_outcome(tasks[1]) == Cancelled()
-    pool.abandon(tasks[2].token)
-    assert recorder.wait_outcome(tasks[2]) == Interrupted()
+    pool.cancel(tasks[1].key)
+    assert recorder.wait_ending(tasks[1]) == Stopped()
+    pool.abandon(tasks[2].key)
+    assert recorder.wait_ending(tasks[2]) == Interrupted()
     assert pool.withdraw(0) == [tasks[0], tasks[3]]
-    assert recorder.started == [first.token]
-    assert first.token not in recorder.outcomes
+    assert recorder.started == [first.key]
+    assert first.key not in recorder.endings
 
 
 @pytest.mark.usefixtures("patient")
@@ -287,22 +290,25 @@ def test_what_was_sent_ahead_of_a_kill_runs_elsewhere(
     make: MakePool, recorder: Recorder, tmp_path: Path, how: str
 ) -> None:
     pool = make()
-    timeout_seconds = 0.5 if how == "timeout" else 60.0
-    first = make_task("t.wait", waiter(tmp_path), timeout_seconds=timeout_seconds)
+    timeout = 0.5 if how == "timeout" else 60.0
+    first = make_task("t.wait", waiter(tmp_path), timeout=timeout)
     tasks = [make_task("t.echo") for _ in range(4)]
     sent_ahead(pool, recorder, first, tasks)
     wait_until((tmp_path / "started").exists)
     if how == "death":
         psutil.Process().children()[0].kill()
     elif how == "cancel":
-        pool.cancel(first.token)
+        pool.cancel(first.key)
     elif how == "abandon":
-        pool.abandon(first.token)
-    kinds = {"death": WorkerLost, "timeout": Failed, "cancel": Cancelled, "abandon": Interrupted}
-    assert isinstance(recorder.wait_outcome(first), kinds[how])
+        pool.abandon(first.key)
+    ending = recorder.wait_ending(first)
+    if isinstance(ending, AttemptFailed):
+        assert ending.crashed == (how == "death")
+    kinds = {"cancel": Stopped, "abandon": Interrupted}
+    assert isinstance(ending, kinds.get(how, AttemptFailed))
     for task in tasks:
-        assert isinstance(recorder.wait_outcome(task), Succeeded)
-    assert recorder.started == [first.token, *(task.token for task in tasks)]
+        assert isinstance(recorder.wait_ending(task), Succeeded)
+    assert recorder.started == [first.key, *(task.key for task in tasks)]
 
 
 @pytest.mark.usefixtures("patient")
@@ -320,8 +326,8 @@ def test_what_was_sent_ahead_is_interrupted_by_a_stop(
         for child in pool._children:
             pool._recall(child)
     pool.stop(20)
-    assert isinstance(recorder.outcomes[first.token][0], Succeeded)
-    assert all(len(recorder.outcomes[task.token]) == 1 for task in tasks)
+    assert isinstance(recorder.endings[first.key][0], Succeeded)
+    assert all(len(recorder.endings[task.key]) == 1 for task in tasks)
 
 
 @pytest.mark.parametrize("delay_seconds", [0.0, 0.0005, 0.001, 0.002, 0.005])
@@ -332,15 +338,15 @@ def test_an_end_in_the_moment_of_a_cancel_is_one_outcome(
     warm_up(pool, recorder)
     tasks = [make_task("t.echo") for _ in range(30)]
     for task in tasks:
-        pool.submit(task)
+        pool.submit([task])
     time.sleep(delay_seconds)
     for task in tasks[::3]:
-        pool.cancel(task.token)
+        pool.cancel(task.key)
     for number, task in enumerate(tasks):
-        outcome = recorder.wait_outcome(task)
+        ending = recorder.wait_ending(task)
         # Interrupted: started in a child that was being killed for another.
-        allowed = Cancelled | Succeeded if number % 3 == 0 else Succeeded | Interrupted
-        assert isinstance(outcome, allowed)
+        allowed = Stopped | Succeeded if number % 3 == 0 else Succeeded | Interrupted
+        assert isinstance(ending, allowed)
     assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded)
 
 
@@ -374,13 +380,13 @@ def test_a_child_that_cannot_start_is_tried_again(
 ) -> None:
     pool = make()
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    assert isinstance(run(pool, recorder, make_task("t.exit")), WorkerLost)
+    assert isinstance(run(pool, recorder, make_task("t.exit")), AttemptFailed)
     task = make_task("t.echo")
-    pool.submit(task)
+    pool.submit([task])
     wait_until(lambda: pool._start_failures >= 2)
-    assert task.token not in recorder.outcomes
+    assert task.key not in recorder.endings
     monkeypatch.undo()
-    assert isinstance(recorder.wait_outcome(task), Succeeded)
+    assert isinstance(recorder.wait_ending(task), Succeeded)
 
 
 def test_the_children_die_with_their_parent(tmp_path: Path) -> None:
@@ -391,8 +397,8 @@ from tests.unit.worker.recorder import Recorder, make_task
 from worker.pool import ProcessPool
 pool = ProcessPool(2, [{HANDLERS!r}], Recorder(), {{"PYTHONPATH": {ROOT!r}}})
 pool.start()
-pool.submit(make_task("t.hold_gil"))
-pool.submit(make_task("t.wait", {waiter(tmp_path)!r}))
+pool.submit([make_task("t.hold_gil")])
+pool.submit([make_task("t.wait", {waiter(tmp_path)!r})])
 time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", script]) as parent:
@@ -416,16 +422,16 @@ def test_a_task_that_the_child_passes_over_is_taken_back_too(
         child.process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, child.process.pid, os.WSTOPPED)
         for number, run in ((101, first), (102, second)):
-            pool._owners[run.task.token] = child, number
+            pool._owners[run.task.key] = child, number
             child.send_task(number, run)
         overtaken = Overtaken(child, tmp_path / "started")
         child._tickets_theirs = cast(socket.socket, overtaken)
         pool._wake()
-    until(lambda: first.task.token in pool._waiting, 20, "the first is taken back")
+    until(lambda: first.task.key in pool._waiting, 20, "the first is taken back")
     assert list(child.runs.values()) == [second]
     (tmp_path / "release").touch()
-    assert isinstance(recorder.wait_outcome(second.task), Succeeded)
-    assert isinstance(recorder.wait_outcome(first.task), Succeeded)
+    assert isinstance(recorder.wait_ending(second.task), Succeeded)
+    assert isinstance(recorder.wait_ending(first.task), Succeeded)
 
 
 class Overtaken:

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, field_serializer
 
+from jobsvc.core.attempts import Input
 from worker import Blob
-from worker.values import (
+from worker.child.values import (
     DEPTH_MAX,
     SIZE_BYTES_MAX,
     VALUES_MAX,
@@ -42,17 +43,17 @@ def nested(levels: int) -> Any:
 
 
 def decoded(result: object) -> Any:
-    data, content_type = encode_result(result)
-    assert content_type is None
-    return MessageToDict(Value.FromString(data))
+    encoded = encode_result(result)
+    assert encoded.content_type is None
+    return MessageToDict(Value.FromString(encoded.data))
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(_text, _json, max_size=4))
 def test_what_comes_in_goes_out_the_same(value: dict[str, Any]) -> None:
-    data, content_type = encode_result(value)
-    assert content_type is None
-    struct = Value.FromString(data).struct_value
+    encoded = encode_result(value)
+    assert encoded.content_type is None
+    struct = Value.FromString(encoded.data).struct_value
     assert decode_payload(struct.SerializeToString()) == value
 
 
@@ -111,15 +112,15 @@ def test_results(result: object, expected: object) -> None:
 
 
 def test_every_value_has_a_kind() -> None:
-    value = Value.FromString(encode_result([None, {}, [], ""])[0])
+    value = Value.FromString(encode_result([None, {}, [], ""]).data)
     kinds = [item.WhichOneof("kind") for item in value.list_value.values]
     assert kinds == ["null_value", "struct_value", "list_value", "string_value"]
 
 
 def test_bytes_are_a_blob() -> None:
-    assert encode_result(b"\0\xff") == (b"\0\xff", "application/octet-stream")
-    assert encode_result(memoryview(b"ab")) == (b"ab", "application/octet-stream")
-    assert encode_result(Blob(b"a,b", "text/csv")) == (b"a,b", "text/csv")
+    assert encode_result(b"\0\xff") == Input(b"\0\xff", "application/octet-stream")
+    assert encode_result(memoryview(b"ab")) == Input(b"ab", "application/octet-stream")
+    assert encode_result(Blob(b"a,b", "text/csv")) == Input(b"a,b", "text/csv")
 
 
 def cyclic() -> object:

@@ -1,26 +1,34 @@
-"""An `Attempts` between a real store and a pool and a consumer that tests play themselves."""
+"""The rooms of a worker between a real store and a pool and a consumer that tests play."""
 
 from __future__ import annotations
 
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import pytest
 
 from jobsvc.broker.topology import Broker
+from jobsvc.core.attempts import AttemptKey, Claimed, Ending, Interrupted, Report
 from jobsvc.core.model import Effects
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
 from jobsvc.store.database import Database, Transaction
 from tests.store.house import EVERY_TYPE, LEASE_SECONDS, House
 from tests.unit.conftest import POOL_SIZE, hasten
-from worker import attempt
-from worker.attempt import Attempts
-from worker.consumer import Delivery
-from worker.outcome import Interrupted, Outcome, Task
+from worker.pool import Listener
+from worker.pool import Pool as RealPool
+from worker.runtime import persisting
+from worker.runtime.attempts import Attempts
+from worker.runtime.claiming import Claiming
+from worker.runtime.consumer import Consumer as RealConsumer
+from worker.runtime.consumer import Delivery
+from worker.runtime.inbox import Inbox
+from worker.runtime.keeping import AttemptKeeper
+from worker.runtime.prefetch import Prefetch
+from worker.runtime.recording import Recording
 
 T = TypeVar("T")
 SECONDS_MAX = 10.0
@@ -67,38 +75,42 @@ class Pool(Seen):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tasks: list[Task] = []
-        self.cancelled: list[str] = []
-        self.abandoned: list[str] = []
-        self.unstarted: list[Task] = []
+        self.tasks: list[Claimed] = []
+        self.cancelled: list[AttemptKey] = []
+        self.abandoned: list[AttemptKey] = []
+        self.unstarted: list[Claimed] = []
         self.average_run_seconds = 1.0
         self.slots = CONCURRENCY
-        self.attempts: Attempts
+        self.job_types = EVERY_TYPE
+        self.listener: Listener
 
-    def submit(self, task: Task) -> None:
-        self.note(self.tasks, task)
+    def submit(self, tasks: Iterable[Claimed]) -> None:
+        for task in tasks:
+            self.note(self.tasks, task)
 
-    def cancel(self, token: str) -> None:
-        self.note(self.cancelled, token)
+    def cancel(self, key: AttemptKey) -> None:
+        self.note(self.cancelled, key)
 
-    def abandon(self, token: str) -> None:
-        self.note(self.abandoned, token)
-        self.attempts.on_outcome(self.task(token), Interrupted())
+    def abandon(self, key: AttemptKey) -> None:
+        self.note(self.abandoned, key)
+        task = next(task for task in self.tasks if task.key == key)
+        self.listener.on_endings([(task, Interrupted())])
 
-    def withdraw(self, older_than_seconds: float) -> list[Task]:
+    def withdraw(self, older_than_seconds: float) -> list[Claimed]:
         taken, self.unstarted = self.unstarted, []
         return taken
 
-    def task(self, token: str) -> Task:
-        return next(task for task in self.tasks if task.token == token)
-
-    def of(self, job_id: str) -> Task:
+    def of(self, job_id: str) -> Claimed:
         """The task of a job, once it is there."""
         self.wait(lambda: any(task.job_id == job_id for task in self.tasks))
         return [task for task in self.tasks if task.job_id == job_id][-1]
 
-    def end(self, job_id: str, outcome: Outcome) -> None:
-        self.attempts.on_outcome(self.of(job_id), outcome)
+    def tell(self, job_id: str, *reports: Report) -> None:
+        task = self.of(job_id)
+        self.listener.on_reports([(task, report) for report in reports])
+
+    def end(self, job_id: str, ending: Ending) -> None:
+        self.listener.on_endings([(self.of(job_id), ending)])
 
 
 class Consumer(Seen):
@@ -109,11 +121,13 @@ class Consumer(Seen):
         self.prefetches: list[int] = []
         self.suspensions: list[bool] = []
 
-    def acknowledge(self, delivery: Delivery) -> None:
-        self.note(self.acknowledged, delivery)
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self.note(self.acknowledged, delivery)
 
-    def give_back(self, delivery: Delivery) -> None:
-        self.note(self.given_back, delivery)
+    def give_back(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self.note(self.given_back, delivery)
 
     def set_prefetch(self, prefetch: int) -> None:
         self.note(self.prefetches, prefetch)
@@ -140,40 +154,61 @@ class Teller(Outbox):
 
 
 class Runtime:
-    def __init__(self, database: Shaky, republish: bool = True) -> None:
+    """`alone`: in a process with its broker, as `jobsvc dev` is."""
+
+    def __init__(self, database: Shaky, *, alone: bool = False) -> None:
         self.database = database
         self.house = House(database)
         self.pool = Pool()
         self.consumer = Consumer()
         self.outbox = Teller(database)
-        self.beats = 0
+        self.beat = threading.Event()
         self._tags = itertools.count(1)
-        self.attempts = Attempts(
+        claimable = threading.Event()
+        pool, consumer = cast(RealPool, self.pool), cast(RealConsumer, self.consumer)
+        self.attempts = Attempts(claimable)
+        self.inbox = Inbox(claimable, self.attempts, self.beat.set, redelivered=not alone)
+        self.recording = Recording(
             database,
             self.outbox,
-            "w1",
+            self.attempts,
+            consumer,
+            worker_id="w1",
             concurrency=CONCURRENCY,
-            lease_seconds=LEASE_SECONDS,
-            republish=republish,
         )
-        self.pool.attempts = self.attempts
+        self.pool.listener = self.recording
+        prefetch = None
+        if not alone:
+            prefetch = Prefetch(consumer, pool, self.attempts, concurrency=CONCURRENCY)
+        self.claiming = Claiming(
+            database,
+            self.outbox,
+            self.inbox,
+            self.attempts,
+            consumer,
+            pool,
+            self.recording,
+            prefetch,
+            claimable,
+            worker_id="w1",
+            lease_seconds=LEASE_SECONDS,
+        )
+        self.keeper = AttemptKeeper(
+            self.attempts, self.inbox, pool, consumer, prefetch, worker_id="w1"
+        )
+        self.started = False
 
     def start(self) -> None:
-        self.attempts.start(
-            self.pool,  # type: ignore[arg-type]
-            EVERY_TYPE,
-            self.consumer,  # type: ignore[arg-type]
-            self._beat,
-        )
-
-    def _beat(self) -> None:
-        self.beats += 1
+        self.started = True
+        self.recording.start()
+        self.claiming.start()
 
     def deliver(self, job_id: str, *, priority: int = 0, age: float = 0.0) -> Delivery:
         delivery = Delivery(
             job_id, priority, "default", next(self._tags), 1, time.monotonic() - age
         )
-        self.attempts.on_delivery(delivery)
+        if not self.inbox.on_deliveries([delivery]):
+            self.consumer.give_back([delivery])
         return delivery
 
     def run(self, **fields: Any) -> tuple[str, Delivery]:
@@ -184,11 +219,11 @@ class Runtime:
         return job_id, delivery
 
     def stop(self) -> None:
-        self.attempts.stop_claiming()
-        for held in list(self.attempts._running.values()):
+        self.claiming.stop()
+        for held in list(self.attempts._held.values()):
             if not held.ended:
                 self.pool.end(held.job_id, Interrupted())
-        self.attempts.stop_recording()
+        self.recording.stop()
 
 
 @pytest.fixture
@@ -201,11 +236,11 @@ def database(sqlite_url: str) -> Iterator[Shaky]:
 @pytest.fixture
 def idle(database: Shaky, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     """Not started yet: what is delivered waits."""
-    monkeypatch.setattr(attempt, "DATABASE_BACKOFF_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(persisting, "DATABASE_BACKOFF_SECONDS", (0.01, 0.02))
     made = Runtime(database)
     yield made
     database.away = False
-    if made.attempts._threads[0].ident is not None:
+    if made.started:
         made.stop()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -8,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from jobsvc.core.model import Claimed
+from jobsvc.core.attempts import Claimed
 from jobsvc.store import registry
 from jobsvc.store.database import Transaction
 from jobsvc.store.tables import workers
 from tests.harness.wait import until
 from tests.store.house import DONE, LEASE_SECONDS, House, new_id, worker
-from worker.lease import LeaseThread
+from worker.runtime.lease import LeaseThread
 
 from .conftest import SECONDS_MAX, Seen, Shaky
 
@@ -78,7 +79,12 @@ Start = Callable[..., LeaseThread]
 
 
 @pytest.fixture
-def start(database: Shaky, keeper: Keeper) -> Iterator[Start]:
+def beat() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def start(database: Shaky, keeper: Keeper, beat: threading.Event) -> Iterator[Start]:
     started: list[LeaseThread] = []
 
     def make(*, lease: float = LEASE_SECONDS, heartbeat: float = 0.02) -> LeaseThread:
@@ -87,6 +93,7 @@ def start(database: Shaky, keeper: Keeper) -> Iterator[Start]:
             "w1",
             keeper,  # type: ignore[arg-type]
             lambda: keeper.note(keeper.announced, None),
+            beat,
             lease_seconds=lease,
             heartbeat_seconds=heartbeat,
         )
@@ -142,11 +149,13 @@ def test_a_lease_that_is_gone(start: Start, keeper: Keeper, house: House) -> Non
     assert keeper.leased() == [kept]
 
 
-def test_a_cancel_that_was_requested(start: Start, keeper: Keeper, house: House) -> None:
+def test_a_cancel_that_was_requested(
+    start: Start, keeper: Keeper, house: House, beat: threading.Event
+) -> None:
     held, other = hold(keeper, house), hold(keeper, house)
-    thread = start(heartbeat=NEVER / 4)
+    start(heartbeat=NEVER / 4)
     house.cancel(held.job_id)
-    thread.beat_now()
+    beat.set()
     keeper.wait(lambda: keeper.cancels == [held])
     assert keeper.leased() == [held, other]
 
@@ -197,9 +206,10 @@ def test_time_counts_from_the_start_of_a_renewal(
 
 
 def test_a_worker_that_was_forgotten_announces_itself(
-    start: Start, keeper: Keeper, house: House
+    start: Start, keeper: Keeper, house: House, beat: threading.Event
 ) -> None:
-    start(heartbeat=NEVER / 4).beat_now()
+    start(heartbeat=NEVER / 4)
+    beat.set()
     keeper.wait(lambda: bool(keeper.announced))
     house.announce(worker("w1"))
     house.write(lambda tx: tx.execute(workers.update().values(heartbeat_time=tx.now)))

@@ -6,29 +6,30 @@ from collections.abc import Callable
 
 import pytest
 
-from jobsvc.core.model import Ending, Log
+from jobsvc.core.attempts import (
+    AttemptFailed,
+    Ending,
+    Input,
+    Interrupted,
+    Log,
+    Progress,
+    Snoozed,
+    Stopped,
+    Succeeded,
+    clean_error,
+)
 from jobsvc.core.states import EventType, JobState
 from jobsvc.store import verbs
 from jobsvc.store.database import Transaction
 from jobsvc.store.verbs.running import LOG_BYTES_MAX, LOG_BYTES_MIN
 from tests.harness.wait import until
 from tests.store.house import new_id
-from worker import attempt
-from worker.outcome import (
-    Cancelled,
-    ErrorInfo,
-    Failed,
-    Interrupted,
-    LogReport,
-    ProgressReport,
-    Snoozed,
-    Succeeded,
-    WorkerLost,
-)
+from worker.runtime import claiming, keeping, prefetch, recording
 
 from .conftest import CONCURRENCY, SECONDS_MAX, Runtime, Shaky
 
-DONE = Succeeded(b"done")
+DONE = Succeeded(Input(b"done"))
+CRASHED = AttemptFailed(clean_error("WORKER_LOST", "m"), crashed=True)
 NEVER = 3600.0
 
 
@@ -40,13 +41,13 @@ def test_from_a_message_to_a_recorded_outcome(runtime: Runtime) -> None:
     job_id, delivery = runtime.run(timeout=7.0)
     task = runtime.pool.of(job_id)
     assert (task.job_id, task.job_type, task.attempt) == (job_id, "demo", 1)
-    assert (task.timeout_seconds, task.idempotency_token) == (7.0, job_id)
+    assert (task.timeout, task.input) == (7.0, Input())
     assert runtime.house.history(job_id)[-1] == "STARTED>RUNNING"
     assert runtime.consumer.acknowledged == []
     runtime.pool.end(job_id, DONE)
     runtime.consumer.wait_acknowledged(delivery)
     assert runtime.house.get(job_id).state is JobState.SUCCEEDED  # before it is acknowledged
-    assert runtime.attempts.running_count == 0
+    assert len(runtime.attempts) == 0
     told = [change for effects in runtime.outbox.told for change in effects.changes]
     assert [change.last_sequence for change in told] == [2, 3]
 
@@ -54,16 +55,20 @@ def test_from_a_message_to_a_recorded_outcome(runtime: Runtime) -> None:
 @pytest.mark.parametrize(
     ("outcome", "state", "event"),
     [
-        (Failed(ErrorInfo("E", "m")), JobState.RETRYING, EventType.ATTEMPT_FAILED),
-        (Failed(ErrorInfo("E", "m", retryable=False)), JobState.FAILED, EventType.FAILED),
-        (WorkerLost(ErrorInfo("WORKER_LOST", "m")), JobState.RETRYING, EventType.ATTEMPT_FAILED),
+        (AttemptFailed(clean_error("E", "m")), JobState.RETRYING, EventType.ATTEMPT_FAILED),
+        (AttemptFailed(clean_error("E", "m", retryable=False)), JobState.FAILED, EventType.FAILED),
+        (
+            CRASHED,
+            JobState.RETRYING,
+            EventType.ATTEMPT_FAILED,
+        ),
         (Snoozed(100.0), JobState.SCHEDULED, EventType.SNOOZED),
         (Interrupted(), JobState.QUEUED, EventType.ATTEMPT_INTERRUPTED),
-        (Cancelled(), JobState.QUEUED, EventType.ATTEMPT_INTERRUPTED),  # of no cancel that we know
+        (Stopped(), JobState.QUEUED, EventType.ATTEMPT_INTERRUPTED),  # of no cancel that we know
     ],
 )
 def test_each_outcome_is_recorded(
-    runtime: Runtime, outcome: Failed, state: JobState, event: EventType
+    runtime: Runtime, outcome: Ending, state: JobState, event: EventType
 ) -> None:
     job_id, delivery = runtime.run()
     runtime.pool.end(job_id, outcome)
@@ -71,7 +76,7 @@ def test_each_outcome_is_recorded(
     job = runtime.house.get(job_id)
     assert job.state is state
     assert runtime.house.events(job_id)[-1].type is event
-    assert runtime.house.row(job_id).crashes == isinstance(outcome, WorkerLost)
+    assert runtime.house.row(job_id).crashes == (outcome == CRASHED)
 
 
 def test_messages_of_jobs_that_cannot_be_claimed_are_dropped(runtime: Runtime) -> None:
@@ -151,19 +156,19 @@ def test_it_claims_nothing_for_slots_that_are_not_ready(idle: Runtime) -> None:
         idle.deliver(idle.house.submit())
     idle.start()
     idle.pool.wait(lambda: len(idle.pool.tasks) == CONCURRENCY - 1)
-    assert idle.attempts.running_count == CONCURRENCY - 1
+    assert len(idle.attempts) == CONCURRENCY - 1
     idle.pool.slots = CONCURRENCY
     idle.pool.wait(lambda: len(idle.pool.tasks) == CONCURRENCY)
 
 
 def test_it_claims_as_far_ahead_as_will_start_soon(idle: Runtime) -> None:
-    idle.pool.average_run_seconds = attempt.CLAIM_AHEAD_SECONDS / 2
+    idle.pool.average_run_seconds = claiming.CLAIM_AHEAD_SECONDS / 2
     ids = [idle.house.submit() for _ in range(10)]
     for job_id in ids:
         idle.deliver(job_id)
     idle.start()
     idle.pool.wait(lambda: len(idle.pool.tasks) == 3 * CONCURRENCY)
-    assert idle.attempts.running_count == 3 * CONCURRENCY
+    assert len(idle.attempts) == 3 * CONCURRENCY
     # Jobs have become slow. Nothing is claimed, and nobody asks for it all the time.
     idle.pool.average_run_seconds = NEVER
     rounds = idle.pool.withdraw
@@ -191,7 +196,7 @@ def test_messages_that_cannot_start_soon_go_to_others(runtime: Runtime) -> None:
     busy = [runtime.run() for _ in range(CONCURRENCY)]
     late, fresh = runtime.house.submit(), runtime.house.submit()
     runtime.house.deliver()
-    delivery = runtime.deliver(late, age=2 * attempt.START_WITHIN_SECONDS)
+    delivery = runtime.deliver(late, age=2 * claiming.START_WITHIN_SECONDS)
     runtime.deliver(fresh)
     runtime.consumer.wait_acknowledged(delivery)
     assert runtime.house.owed(late) == ["job"]
@@ -203,12 +208,12 @@ def test_messages_that_cannot_start_soon_go_to_others(runtime: Runtime) -> None:
 
 def test_alone_in_a_process_it_keeps_what_it_has(database: Shaky) -> None:
     """Nobody else is there to take it, and nothing comes twice."""
-    runtime = Runtime(database, republish=False)
+    runtime = Runtime(database, alone=True)
     runtime.start()
     busy = [runtime.run() for _ in range(CONCURRENCY)]
     late = runtime.house.submit()
-    runtime.deliver(late, age=2 * attempt.START_WITHIN_SECONDS)
-    runtime.attempts.on_channel_lost(1)
+    runtime.deliver(late, age=2 * claiming.START_WITHIN_SECONDS)
+    runtime.inbox.on_channel_lost(1)
     for job_id, delivery in busy:
         runtime.pool.end(job_id, DONE)
         runtime.consumer.wait_acknowledged(delivery)
@@ -220,24 +225,24 @@ def test_alone_in_a_process_it_keeps_what_it_has(database: Shaky) -> None:
 def test_messages_of_a_channel_that_is_lost_are_forgotten(idle: Runtime) -> None:
     """They come again, on another."""
     idle.deliver(idle.house.submit())
-    idle.attempts.on_channel_lost(1)
+    idle.inbox.on_channel_lost(1)
     idle.start()
     kept, _ = idle.run()
     assert [task.job_id for task in idle.pool.tasks] == [kept]
 
 
 def test_prefetch_follows_the_pace(runtime: Runtime) -> None:
-    runtime.pool.average_run_seconds = attempt.PREFETCH_AHEAD_SECONDS / 10
-    runtime.attempts.on_beat()
+    runtime.pool.average_run_seconds = prefetch.AHEAD_SECONDS / 10
+    runtime.keeper.on_beat()
     assert runtime.consumer.prefetches[-1] == 11 * CONCURRENCY
     runtime.pool.average_run_seconds *= 1.1  # not worth a new subscription
-    runtime.attempts.on_beat()
+    runtime.keeper.on_beat()
     runtime.pool.average_run_seconds = 1e-9
-    runtime.attempts.on_beat()
-    assert runtime.consumer.prefetches[-1] == attempt.PREFETCH_MAX
+    runtime.keeper.on_beat()
+    assert runtime.consumer.prefetches[-1] == prefetch.PREFETCH_MAX
     runtime.pool.average_run_seconds = 100.0
-    runtime.attempts.on_beat()
-    assert runtime.consumer.prefetches == [11 * CONCURRENCY, attempt.PREFETCH_MAX, CONCURRENCY]
+    runtime.keeper.on_beat()
+    assert runtime.consumer.prefetches == [11 * CONCURRENCY, prefetch.PREFETCH_MAX, CONCURRENCY]
 
 
 def test_long_attempts_give_their_message_and_their_place_back(
@@ -245,16 +250,16 @@ def test_long_attempts_give_their_message_and_their_place_back(
 ) -> None:
     long, delivery = runtime.run()
     time.sleep(0.02)
-    monkeypatch.setattr(attempt, "DETACH_SECONDS", 0.02)
+    monkeypatch.setattr(keeping, "DETACH_SECONDS", 0.02)
     runtime.pool.average_run_seconds = 100.0
-    runtime.attempts.on_beat()
+    runtime.keeper.on_beat()
     assert runtime.consumer.acknowledged == [delivery]
     assert runtime.consumer.prefetches[-1] == CONCURRENCY - 1
-    monkeypatch.setattr(attempt, "DETACH_SECONDS", NEVER)
+    monkeypatch.setattr(keeping, "DETACH_SECONDS", NEVER)
     _, other = runtime.run()
     assert other not in runtime.consumer.acknowledged
-    monkeypatch.setattr(attempt, "DETACH_SECONDS", 0.0)
-    runtime.attempts.on_beat()
+    monkeypatch.setattr(keeping, "DETACH_SECONDS", 0.0)
+    runtime.keeper.on_beat()
     assert runtime.consumer.prefetches[-1] == 0  # no slot is free: no message is wanted
     runtime.pool.end(long, DONE)
     wait_state(runtime, long, JobState.SUCCEEDED)
@@ -266,41 +271,41 @@ def test_a_heartbeat_tells_what_is_held_and_when_something_was_claimed(
     idle: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     idle.deliver(idle.house.submit())
-    assert idle.attempts.standing() == (None, {"default": 1})
+    assert idle.keeper.standing() == (None, {"default": 1})
     idle.start()
     idle.run()
-    idle.consumer.wait(lambda: idle.attempts.running_count == 2)
-    ago, held = idle.attempts.standing()
+    idle.consumer.wait(lambda: len(idle.attempts) == 2)
+    ago, held = idle.keeper.standing()
     assert held == {"default": 2}
     assert ago is not None
     assert 0 <= ago < SECONDS_MAX
-    monkeypatch.setattr(attempt, "DETACH_SECONDS", 0.0)
-    idle.attempts.on_beat()
-    assert idle.attempts.standing()[1] == {}
+    monkeypatch.setattr(keeping, "DETACH_SECONDS", 0.0)
+    idle.keeper.on_beat()
+    assert idle.keeper.standing()[1] == {}
 
 
 def test_a_claim_of_nothing_is_none(runtime: Runtime) -> None:
     runtime.house.pause()
     runtime.consumer.wait_acknowledged(runtime.deliver(runtime.house.submit()))
-    assert runtime.attempts.standing() == (None, {})
+    assert runtime.keeper.standing() == (None, {})
 
 
 def test_a_lost_lease_ends_the_attempt_and_its_outcome_is_dropped(runtime: Runtime) -> None:
     job_id, delivery = runtime.run()
-    (held,) = runtime.attempts.leased()
+    (held,) = runtime.keeper.leased()
     runtime.house.change(job_id, lease_token=new_id())  # somebody else runs it
-    runtime.attempts.on_lease_lost(held, "gone")
-    assert runtime.pool.abandoned == [runtime.pool.tasks[0].token]
+    runtime.keeper.on_lease_lost(held, "gone")
+    assert runtime.pool.abandoned == [runtime.pool.tasks[0].key]
     runtime.consumer.wait_acknowledged(delivery)
     assert runtime.house.history(job_id)[-1] == "STARTED>RUNNING"
-    assert runtime.attempts.leased() == []
-    assert runtime.attempts.running_count == 0
+    assert runtime.keeper.leased() == []
+    assert len(runtime.attempts) == 0
 
 
 def test_the_outcome_of_a_lease_that_was_lost_unnoticed_is_dropped(runtime: Runtime) -> None:
     job_id, delivery = runtime.run()
     runtime.house.change(job_id, lease_token=new_id())
-    runtime.attempts.on_report(runtime.pool.of(job_id), LogReport("INFO", "stale"))
+    runtime.pool.tell(job_id, Log("INFO", "stale"))
     runtime.pool.end(job_id, DONE)
     runtime.consumer.wait_acknowledged(delivery)
     assert runtime.house.history(job_id)[-1] == "STARTED>RUNNING"
@@ -310,11 +315,11 @@ def test_what_is_told_after_a_lost_lease_is_not_recorded(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By token alone it would be: the lease could not be renewed, and nobody has taken it."""
-    monkeypatch.setattr(runtime.pool, "abandon", lambda token: None)  # it takes its time
+    monkeypatch.setattr(runtime.pool, "abandon", lambda key: None)  # it takes its time
     job_id, delivery = runtime.run()
-    (held,) = runtime.attempts.leased()
-    runtime.attempts.on_lease_lost(held, "could not be renewed")
-    runtime.attempts.on_report(runtime.pool.of(job_id), LogReport("INFO", "late"))
+    (held,) = runtime.keeper.leased()
+    runtime.keeper.on_lease_lost(held, "could not be renewed")
+    runtime.pool.tell(job_id, Log("INFO", "late"))
     runtime.pool.end(job_id, DONE)
     runtime.consumer.wait_acknowledged(delivery)
     assert runtime.house.history(job_id)[-1] == "STARTED>RUNNING"
@@ -323,14 +328,14 @@ def test_what_is_told_after_a_lost_lease_is_not_recorded(
 def test_a_cancel_reaches_the_pool(runtime: Runtime) -> None:
     job_id, delivery = runtime.run()
     runtime.house.cancel(job_id)
-    runtime.attempts.on_cancel_told(new_id())
-    assert runtime.beats == 0
-    runtime.attempts.on_cancel_told(job_id)
-    assert runtime.beats == 1
-    (held,) = runtime.attempts.leased()
-    runtime.attempts.on_cancel_requested(held)
-    assert runtime.pool.cancelled == [runtime.pool.tasks[0].token]
-    runtime.pool.end(job_id, Cancelled())
+    runtime.inbox.on_cancel_told(new_id())
+    assert not runtime.beat.is_set()
+    runtime.inbox.on_cancel_told(job_id)
+    assert runtime.beat.is_set()
+    (held,) = runtime.keeper.leased()
+    runtime.keeper.on_cancel_requested(held)
+    assert runtime.pool.cancelled == [runtime.pool.tasks[0].key]
+    runtime.pool.end(job_id, Stopped())
     runtime.consumer.wait_acknowledged(delivery)
     assert runtime.house.get(job_id).state is JobState.CANCELLED
 
@@ -339,8 +344,8 @@ def test_reports_are_recorded_in_order_and_before_the_outcome(runtime: Runtime) 
     job_id, delivery = runtime.run()
     task = runtime.pool.of(job_id)
     for number in range(20):
-        runtime.attempts.on_report(task, LogReport("INFO", str(number)))
-    runtime.attempts.on_report(task, ProgressReport(1.0, None, "half"))
+        runtime.pool.tell(task.job_id, Log("INFO", str(number)))
+    runtime.pool.tell(task.job_id, Progress(1.0, 0.0, "half"))
     runtime.pool.end(job_id, DONE)
     runtime.consumer.wait_acknowledged(delivery)
     events = runtime.house.events(job_id)
@@ -361,14 +366,14 @@ def test_a_flood_of_reports_is_recorded_in_parts(
         return report(tx, reports)
 
     monkeypatch.setattr(verbs, "report", measured)
-    monkeypatch.setattr(attempt, "REPORTS_MAX", 50)
+    monkeypatch.setattr(recording, "REPORTS_MAX", 50)
     flood, _ = runtime.run()
     other, other_delivery = runtime.run()
     database.away = True
     task = runtime.pool.of(flood)
     for number in range(420):
-        runtime.attempts.on_report(task, LogReport("INFO", str(number)))
-    runtime.attempts.on_report(runtime.pool.of(other), LogReport("INFO", "other"))
+        runtime.pool.tell(task.job_id, Log("INFO", str(number)))
+    runtime.pool.tell(other, Log("INFO", "other"))
     runtime.pool.end(flood, DONE)
     runtime.pool.end(other, DONE)
     database.away = False
@@ -386,13 +391,13 @@ def test_a_flood_of_reports_is_recorded_in_parts(
 def test_a_flood_takes_no_more_memory_than_its_budget(
     runtime: Runtime, database: Shaky, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
-    monkeypatch.setattr(attempt, "LOG_BYTES_MAX", 64_000)
+    monkeypatch.setattr(recording, "LOG_BYTES_MAX", 64_000)
     job_id, _ = runtime.run()
     database.away = True
     task = runtime.pool.of(job_id)
     for _ in range(2_000):
-        runtime.attempts.on_report(task, LogReport("INFO", message))
-    waiting = runtime.attempts._records.reports.get(task.token, [])
+        runtime.pool.tell(task.job_id, Log("INFO", message))
+    waiting = next(iter(runtime.recording._reports.values()), [])
     assert len(waiting) <= 64_000 // max(LOG_BYTES_MIN, len(message)) + 1
     assert LOG_BYTES_MAX == 8 * 1024 * 1024
 
@@ -428,7 +433,7 @@ def test_an_outcome_that_the_database_refuses_fails_alone(
     assert job.state is JobState.FAILED
     assert job.error is not None
     assert job.error.type == "RESULT_INVALID"
-    assert runtime.attempts.running_count == 0
+    assert len(runtime.attempts) == 0
 
 
 def test_an_outcome_that_cannot_be_recorded_at_all_is_left_to_the_reaper(
@@ -439,7 +444,7 @@ def test_an_outcome_that_cannot_be_recorded_at_all_is_left_to_the_reaper(
     runtime.pool.end(bad, DONE)
     runtime.consumer.wait_acknowledged(delivery)
     assert runtime.house.get(bad).state is JobState.RUNNING
-    assert runtime.attempts.leased() == []  # so its lease runs out
+    assert runtime.keeper.leased() == []  # so its lease runs out
     good, _ = runtime.run()
     runtime.pool.end(good, DONE)
     wait_state(runtime, good, JobState.SUCCEEDED)
@@ -484,7 +489,7 @@ def test_the_database_comes_back(runtime: Runtime, database: Shaky) -> None:
 def test_messages_are_let_go_of_when_the_database_stays_away(
     runtime: Runtime, database: Shaky, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempt, "LET_GO_SECONDS", 0.1)
+    monkeypatch.setattr(claiming, "LET_GO_SECONDS", 0.1)
     job_id = runtime.house.submit()
     database.away = True
     runtime.deliver(job_id)
@@ -496,32 +501,32 @@ def test_messages_are_let_go_of_when_the_database_stays_away(
 def test_stopping_loses_nothing(runtime: Runtime, database: Shaky) -> None:
     running = [runtime.run() for _ in range(CONCURRENCY)]
     waiting = runtime.deliver(runtime.house.submit())
-    runtime.attempts.stop_claiming()
+    runtime.claiming.stop()
     assert runtime.consumer.given_back == [waiting]
     late = runtime.deliver(runtime.house.submit())
     assert runtime.consumer.given_back == [waiting, late]
     for job_id, _ in running:
-        runtime.attempts.on_report(runtime.pool.of(job_id), LogReport("INFO", "last words"))
+        runtime.pool.tell(job_id, Log("INFO", "last words"))
         runtime.pool.end(job_id, DONE)
-    runtime.attempts.stop_recording()
+    runtime.recording.stop()
     for job_id, delivery in running:
         assert runtime.house.history(job_id)[-2:] == ["LOG>RUNNING", "SUCCEEDED>SUCCEEDED"]
         assert delivery in runtime.consumer.acknowledged
-    assert runtime.attempts.running_count == 0
+    assert len(runtime.attempts) == 0
 
 
 def test_a_stop_waits_for_the_database_only_so_long(
     runtime: Runtime, database: Shaky, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempt, "LAST_WRITE_SECONDS", 0.2)
-    monkeypatch.setattr(attempt, "REPORTS_MAX", 10)
+    monkeypatch.setattr(recording, "LAST_WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(recording, "REPORTS_MAX", 10)
     job_id, _ = runtime.run()
     waiting = runtime.house.submit()
     database.away = True
     runtime.deliver(waiting)
     task = runtime.pool.of(job_id)
     for _ in range(200):
-        runtime.attempts.on_report(task, LogReport("INFO", "line"))
+        runtime.pool.tell(task.job_id, Log("INFO", "line"))
     runtime.pool.end(job_id, DONE)
     stopped = threading.Thread(target=runtime.stop, daemon=True)
     began = time.monotonic()

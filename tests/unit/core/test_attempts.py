@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.outcome import ErrorInfo, clean_text
+from jobsvc.core.attempts import clean_error, clean_text
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def test_which_part_is_kept() -> None:
     assert clean_text("abcdef", 3, keep_end=True) == "def"
 
 
-def test_an_error_is_cut_on_construction() -> None:
-    error = ErrorInfo("E\0" * 1000, "€" * 10_000, "first" + "x" * 100_000 + "last")
+def test_an_error_is_cleaned_and_cut() -> None:
+    error = clean_error("E\0" * 1000, "€" * 10_000, "first" + "x" * 100_000 + "last")
     assert len(error.type.encode()) <= 200
     assert "\0" not in error.type
     assert 4090 <= len(error.message.encode()) <= 4096

@@ -12,19 +12,20 @@ import json
 import struct
 from typing import Any, Final
 
-from worker.outcome import (
-    Cancelled,
-    ErrorInfo,
-    Failed,
+from jobsvc.core.attempts import (
+    AttemptFailed,
+    Claimed,
+    Ending,
+    Input,
     JobTypeInfo,
-    LogReport,
-    Outcome,
-    OutputReport,
-    ProgressReport,
+    Log,
+    Output,
+    Progress,
     Report,
     Snoozed,
+    Stopped,
     Succeeded,
-    Task,
+    clean_error,
 )
 
 TICKET: Final = struct.Struct("!Q")
@@ -88,38 +89,36 @@ def _header(data: bytes) -> list[Any]:
     return header
 
 
-def task_frame(number: int, task: Task) -> bytes:
+def task_frame(number: int, task: Claimed) -> bytes:
     """Sends a task; it may start once the ticket `number` is taken."""
     return frame(
         [
             "task",
             number,
-            task.token,
             task.job_id,
             task.job_type,
+            task.queue,
             task.attempt,
-            task.content_type,
-            task.idempotency_token,
-            task.timeout_seconds,
+            task.timeout,
             task.trace_id,
+            task.input.content_type,
         ],
-        task.payload,
+        task.input.data,
     )
 
 
-def read_task(header: list[Any], body: bytes) -> Task:
-    """The task of a "task" frame."""
-    _, _, token, job_id, job_type, attempt, content_type, idempotency, timeout, trace = header
-    return Task(
-        token=token,
+def read_task(header: list[Any], body: bytes) -> Claimed:
+    """The task of a "task" frame; the fence stays with the parent."""
+    _, _, job_id, job_type, queue, attempt, timeout, trace_id, content_type = header
+    return Claimed(
         job_id=job_id,
+        token="",
         job_type=job_type,
+        queue=queue,
         attempt=attempt,
-        payload=body,
-        content_type=content_type,
-        idempotency_token=idempotency,
-        timeout_seconds=timeout,
-        trace_id=trace,
+        input=Input(body, content_type),
+        timeout=timeout,
+        trace_id=trace_id,
     )
 
 
@@ -134,10 +133,10 @@ def ready_frame(job_types: list[JobTypeInfo]) -> bytes:
         [
             info.name,
             info.description,
-            info.payload_schema_json,
-            info.max_attempts,
-            info.timeout_seconds,
+            info.payload_schema,
             info.queue,
+            info.max_attempts,
+            info.timeout,
         ]
         for info in job_types
     ]
@@ -157,13 +156,13 @@ def broken_frame(message: str) -> bytes:
 def report_frame(number: int, report: Report) -> bytes:
     """Carries a report of a running task."""
     match report:
-        case ProgressReport(current, total, message):
+        case Progress(current, total, message):
             return frame(["progress", number, current, total, message])
-        case LogReport(level, message):
+        case Log(level, message):
             return frame(["log", number, level, message])
-        case OutputReport(text, None):
+        case Output(text, None):
             return frame(["text", number], (text or "").encode())
-        case OutputReport(_, data):
+        case Output(_, data):
             return frame(["data", number], data or b"")
 
 
@@ -171,43 +170,43 @@ def read_report(header: list[Any], body: bytes) -> Report:
     """The report of a "progress", "log", "text" or "data" frame. Raises ProtocolError."""
     match header:
         case ["progress", _, current, total, message]:
-            return ProgressReport(current, total, message)
+            return Progress(current, total, message)
         case ["log", _, level, message]:
-            return LogReport(level, message)
+            return Log(level, message)
         case ["text", _]:
-            return OutputReport(text=body.decode())
+            return Output(text=body.decode())
         case ["data", _]:
-            return OutputReport(data=body)
+            return Output(data=body)
         case _:
             raise ProtocolError(f"a frame of unknown kind {header[0]!r}")
 
 
-def done_frame(number: int, outcome: Outcome) -> bytes:
+def done_frame(number: int, ending: Ending) -> bytes:
     """Ends a task. A child ends none as WorkerLost or Interrupted: those are its parent's."""
-    match outcome:
-        case Succeeded(result, content_type):
-            return frame(["done", number, "succeeded", content_type], result)
-        case Failed(error, after):
+    match ending:
+        case Succeeded(result):
+            return frame(["done", number, "succeeded", result.content_type], result.data)
+        case AttemptFailed(error, after):
             fields = [error.type, error.message, error.traceback, error.retryable]
             return frame(["done", number, "failed", fields, after])
         case Snoozed(after):
             return frame(["done", number, "snoozed", after])
-        case Cancelled():
+        case Stopped():
             return frame(["done", number, "cancelled"])
         case _:
-            raise ValueError(f"a child cannot end a task as {outcome!r}")
+            raise ValueError(f"a child cannot end a task as {ending!r}")
 
 
-def read_outcome(header: list[Any], body: bytes) -> Outcome:
-    """The outcome of a "done" frame. Raises ProtocolError."""
+def read_ending(header: list[Any], body: bytes) -> Ending:
+    """The ending of a "done" frame. Raises ProtocolError."""
     match header:
         case ["done", _, "succeeded", content_type]:
-            return Succeeded(body, content_type)
+            return Succeeded(Input(body, content_type))
         case ["done", _, "failed", fields, after]:
-            return Failed(ErrorInfo(*fields), after)
+            return AttemptFailed(clean_error(*fields), after)
         case ["done", _, "snoozed", after]:
             return Snoozed(after)
         case ["done", _, "cancelled"]:
-            return Cancelled()
+            return Stopped()
         case _:
-            raise ProtocolError(f"an outcome of unknown kind {header[2:3]!r}")
+            raise ProtocolError(f"an ending of unknown kind {header[2:3]!r}")

@@ -1,4 +1,4 @@
-"""A child process: `python -m worker.children FRAMES_FD TICKETS_FD PARENT_PID MODULES`.
+"""A child process: `python -m worker.child FRAMES_FD TICKETS_FD PARENT_PID MODULES`.
 
 Imports the handlers, says which job types they have, and runs one task at a time on its main
 thread. A second thread reads frames meanwhile, so that a cancellation is felt and a waiting
@@ -18,8 +18,9 @@ import time
 from queue import SimpleQueue
 from typing import Final, NoReturn
 
-from worker import execution, registry, wire
-from worker.outcome import Report, Task
+from jobsvc.core.attempts import Claimed, Report
+from worker import registry
+from worker.child import execution, wire
 
 _TICK_SECONDS: Final = 0.1
 _END_SECONDS_MAX: Final = 2.0
@@ -34,7 +35,7 @@ class Child:
         self._frames = frames
         self._tickets = tickets
         self._send_lock = threading.Lock()
-        self._inbox: SimpleQueue[tuple[int, Task]] = SimpleQueue()
+        self._inbox: SimpleQueue[tuple[int, Claimed]] = SimpleQueue()
         self._state_lock = threading.Lock()
         self._running: tuple[int, execution.AttemptContext] | None = None
         self._cancelled_number = 0
@@ -55,14 +56,14 @@ class Child:
             (number,) = wire.TICKET.unpack(ticket)
             self._run(number, self._take(number))
 
-    def _take(self, number: int) -> Task:
+    def _take(self, number: int) -> Claimed:
         """The task of a ticket; those before it were taken back, and are passed over."""
         while True:
             received, task = self._inbox.get()
             if received == number:
                 return task
 
-    def _run(self, number: int, task: Task) -> None:
+    def _run(self, number: int, task: Claimed) -> None:
         def report(report: Report) -> None:
             self.send(wire.report_frame(number, report))
 
@@ -71,11 +72,11 @@ class Child:
             self._running = number, context
             if self._cancelled_number == number:
                 context.ask_to_stop()
-        outcome = execution.run(task, context)
+        ending = execution.run(task, context)
         with self._state_lock:
             self._running = None
             self._finished = number
-        self.send(wire.done_frame(number, outcome))
+        self.send(wire.done_frame(number, ending))
 
     def _read(self) -> None:
         reader = wire.FrameReader()

@@ -1,4 +1,4 @@
-"""Running one handler to one Outcome, the same in a child process and in a thread."""
+"""Running one handler to one Ending, the same in a child process and in a thread."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
-from worker.api import Abort, JobCancelled, JobContext, Retry, Snooze
-from worker.outcome import (
+from jobsvc.core.attempts import (
+    ERROR_MESSAGE_BYTES_MAX,
     INVALID_PAYLOAD,
-    MESSAGE_BYTES_MAX,
     RESULT_INVALID,
     RESULT_TOO_LARGE,
-    Cancelled,
-    ErrorInfo,
-    Failed,
-    Outcome,
+    AttemptFailed,
+    Claimed,
+    Ending,
     Report,
     Snoozed,
+    Stopped,
     Succeeded,
-    Task,
+    clean_error,
 )
-from worker.registry import JobDefinition, find
-from worker.values import (
+from worker.api import Abort, JobCancelled, JobContext, Retry, Snooze
+from worker.child.values import (
     PayloadInvalid,
     ResultInvalid,
     ResultTooLarge,
     decode_payload,
     encode_result,
 )
+from worker.registry import JobDefinition, find
 
 UNKNOWN_JOB_TYPE: Final = "UNKNOWN_JOB_TYPE"
 
@@ -45,14 +45,14 @@ class AttemptContext(JobContext):
     `report` is called on whatever thread the handler tells something on, one call at a time.
     """
 
-    def __init__(self, task: Task, report: Callable[[Report], None]) -> None:
+    def __init__(self, task: Claimed, report: Callable[[Report], None]) -> None:
         super().__init__(
             job_id=task.job_id,
             attempt=task.attempt,
-            idempotency_token=task.idempotency_token,
-            timeout_seconds=task.timeout_seconds,
+            idempotency_token=task.job_id,
+            timeout_seconds=task.timeout,
             report=report,
-            content_type=task.content_type,
+            content_type=task.input.content_type,
             trace_id=task.trace_id,
         )
 
@@ -75,29 +75,29 @@ class AttemptContext(JobContext):
             self._closed = True
 
 
-def run(task: Task, context: AttemptContext) -> Outcome:
+def run(task: Claimed, context: AttemptContext) -> Ending:
     """Run the task's handler to its end on this thread; never raises, whatever the handler does.
 
     The context is closed: its last progress is out, and no report follows. A handler that ends,
-    however, after it was asked to stop is Cancelled.
+    however, after it was asked to stop is Stopped.
     """
     try:
-        outcome = _run(task, context)
+        ending = _run(task, context)
     except BaseException as error:  # noqa: BLE001 - SystemExit and the like are failures
-        outcome = _failure(error)
+        ending = _failure(error)
     context.close()
-    return Cancelled() if context.cancelled else outcome
+    return Stopped() if context.cancelled else ending
 
 
-def _run(task: Task, context: AttemptContext) -> Outcome:
+def _run(task: Claimed, context: AttemptContext) -> Ending:
     definition = find(task.job_type)
     if definition is None:
         message = f"no handler is registered for {task.job_type!r}"
-        return Failed(ErrorInfo(UNKNOWN_JOB_TYPE, message))
+        return AttemptFailed(clean_error(UNKNOWN_JOB_TYPE, message))
     try:
         payload = _payload(definition, task)
     except PayloadInvalid as error:
-        return Failed(ErrorInfo(INVALID_PAYLOAD, str(error), retryable=False))
+        return AttemptFailed(clean_error(INVALID_PAYLOAD, str(error), retryable=False))
     if definition.takes_context:
         result = definition.function(payload, context)
     else:
@@ -107,22 +107,22 @@ def _run(task: Task, context: AttemptContext) -> Outcome:
 
         result = asyncio.run(result)
     try:
-        return Succeeded(*encode_result(result))
+        return Succeeded(encode_result(result))
     except ResultTooLarge as error:
-        return Failed(ErrorInfo(RESULT_TOO_LARGE, str(error), retryable=False))
+        return AttemptFailed(clean_error(RESULT_TOO_LARGE, str(error), retryable=False))
     except ResultInvalid as error:
-        return Failed(ErrorInfo(RESULT_INVALID, str(error), retryable=False))
+        return AttemptFailed(clean_error(RESULT_INVALID, str(error), retryable=False))
 
 
-def _payload(definition: JobDefinition, task: Task) -> Any:
+def _payload(definition: JobDefinition, task: Claimed) -> Any:
     kind = definition.payload_kind
-    if task.content_type is not None:
+    if task.input.content_type is not None:
         if kind in ("blob", "any"):
-            return task.payload
+            return task.input.data
         raise PayloadInvalid(f"{definition.name} takes an object, not a blob")
     if kind == "blob":
         raise PayloadInvalid(f"{definition.name} takes a blob, not an object")
-    data = decode_payload(task.payload)
+    data = decode_payload(task.input.data)
     if definition.model is None:
         return data
     from pydantic import ValidationError  # loaded already: the model is one of its
@@ -140,19 +140,21 @@ def _payload(definition: JobDefinition, task: Task) -> Any:
         raise PayloadInvalid("; ".join(texts)) from error
 
 
-def _failure(error: BaseException) -> Outcome:
+def _failure(error: BaseException) -> Ending:
     if isinstance(error, Snooze):
         return Snoozed(error.after_seconds)
     if isinstance(error, JobCancelled):
-        # Reported only where nobody asked to stop: otherwise the attempt is Cancelled anyway.
-        return Failed(ErrorInfo("JobCancelled", "the handler stopped, though not asked to"))
-    info = ErrorInfo(
+        # Reported only where nobody asked to stop: otherwise the attempt is Stopped anyway.
+        return AttemptFailed(
+            clean_error("JobCancelled", "the handler stopped, though not asked to")
+        )
+    info = clean_error(
         type=type(error).__name__,
         message=_message(error),
         traceback=_traceback(error),
         retryable=not isinstance(error, Abort),
     )
-    return Failed(info, error.after_seconds if isinstance(error, Retry) else None)
+    return AttemptFailed(info, error.after_seconds if isinstance(error, Retry) else None)
 
 
 def _message(error: BaseException) -> str:
@@ -172,6 +174,6 @@ def _traceback(error: BaseException) -> str:
         return f"(the traceback could not be made: {type(unprintable).__name__})"
     # Each piece is cut, lest a message of megabytes push the frames out.
     return "".join(
-        line if len(line) <= MESSAGE_BYTES_MAX else line[:MESSAGE_BYTES_MAX] + "…\n"
+        line if len(line) <= ERROR_MESSAGE_BYTES_MAX else line[:ERROR_MESSAGE_BYTES_MAX] + "…\n"
         for line in lines
     )

@@ -57,7 +57,8 @@ class Delivery:
 class Receiver(Protocol):
     """Called on the consumer's thread; must not block."""
 
-    def on_delivery(self, delivery: Delivery) -> None: ...
+    def on_deliveries(self, deliveries: Sequence[Delivery]) -> bool:
+        """False: it takes no more, and these go back at once, for another worker to have."""
 
     def on_channel_lost(self, epoch: int) -> None:
         """Deliveries of this epoch and before will be delivered again."""
@@ -90,6 +91,7 @@ class Consumer:
         self._queues = queues
         self._wanted = self._prefetch = prefetch
         self._acks: deque[tuple[Delivery, bool]] = deque()
+        self._received: list[Delivery] = []  # in one read, to be handed on together
         self._stopping = threading.Event()
         self._resumed = threading.Event()
         self._resumed.set()
@@ -117,15 +119,17 @@ class Consumer:
         """Connected, and every queue has a consumer (or none is wanted just now)."""
         return self._consuming.is_set()
 
-    def acknowledge(self, delivery: Delivery) -> None:
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """From any thread. Of a channel that is gone: forgotten, the message comes again."""
-        self._acks.append((delivery, True))
-        self._wake()
+        if deliveries:
+            self._acks.extend((delivery, True) for delivery in deliveries)
+            self._wake()
 
-    def give_back(self, delivery: Delivery) -> None:
+    def give_back(self, deliveries: Sequence[Delivery]) -> None:
         """From any thread. For another worker to have, at once."""
-        self._acks.append((delivery, False))
-        self._wake()
+        if deliveries:
+            self._acks.extend((delivery, False) for delivery in deliveries)
+            self._wake()
 
     def set_prefetch(self, prefetch: int) -> None:
         """From any thread. How many unacknowledged messages to hold; 0 stops consuming and keeps
@@ -255,11 +259,21 @@ class Consumer:
             self._drain(connection, 0)
 
     def _drain(self, connection: kombu.Connection, timeout: float) -> None:
-        with suppress(TimeoutError):  # nothing more to read
-            for _ in range(READ_MAX):
-                connection.drain_events(timeout=timeout)
-                if self._acks and self._broker.memory:
-                    return
+        try:
+            with suppress(TimeoutError):  # nothing more to read
+                for _ in range(READ_MAX):
+                    connection.drain_events(timeout=timeout)
+                    if self._broker.memory and (self._acks or self._received):
+                        return
+        finally:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """What was received goes to the receiver in one call."""
+        if received := self._received:
+            self._received = []
+            if not self._receiver.on_deliveries(received):
+                self.give_back(received)
 
     def _send_acks(self) -> None:
         while self._acks:
@@ -280,7 +294,7 @@ class Consumer:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._put_away(message, error)
             return
-        self._receiver.on_delivery(
+        self._received.append(
             Delivery(
                 job_id=job_id,
                 priority=message.properties.get("priority") or 0,

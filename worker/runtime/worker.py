@@ -5,21 +5,27 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 
 from jobsvc import __version__, telemetry
 from jobsvc.broker.topology import Broker
-from jobsvc.core.model import JobTypeInfo, WorkerInfo
+from jobsvc.core.attempts import JobTypeInfo
+from jobsvc.core.model import WorkerInfo
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
 from jobsvc.settings import Settings
 from jobsvc.store import queues, registry
 from jobsvc.store.database import Database
-from worker.attempt import PREFETCH_MAX, Attempts
-from worker.consumer import Consumer
-from worker.lease import LeaseThread
-from worker.outcome import JobTypeInfo as Announced
 from worker.pool import make_pool
+from worker.runtime.attempts import Attempts
+from worker.runtime.claiming import Claiming
+from worker.runtime.consumer import Consumer
+from worker.runtime.inbox import Inbox
+from worker.runtime.keeping import AttemptKeeper
+from worker.runtime.lease import LeaseThread
+from worker.runtime.prefetch import PREFETCH_MAX, Prefetch
+from worker.runtime.recording import Recording
 
 # What a worker on Kombu's memory transport may hold: all there is.
 MEMORY_PREFETCH = 1_000_000
@@ -57,55 +63,75 @@ class Worker:
         self._settings = settings
         self._database = database
         self._log = telemetry.get_logger("worker")
-        self._attempts = Attempts(
+        self._types: list[JobTypeInfo] = []
+        alone = broker.memory  # Kombu's memory transport reaches no other process
+        self._held_max = MEMORY_PREFETCH if alone else max(PREFETCH_MAX, settings.concurrency)
+        claimable, beat = threading.Event(), threading.Event()
+        attempts = Attempts(claimable)
+        inbox = Inbox(claimable, attempts, beat.set, redelivered=not alone)
+        self._consumer = Consumer(
+            broker, settings.queues, inbox, DatabaseQueues(database), settings.concurrency
+        )
+        self._recording = Recording(
             database,
             outbox,
-            self.worker_id,
+            attempts,
+            self._consumer,
+            worker_id=self.worker_id,
             concurrency=settings.concurrency,
-            lease_seconds=settings.lease,
-            republish=not broker.memory,
         )
         self._pool = make_pool(
             settings.isolation,
             settings.concurrency,
             settings.handlers,
-            self._attempts,
+            self._recording,
             environment,
         )
-        self._consumer = Consumer(
-            broker,
-            settings.queues,
-            self._attempts,
-            DatabaseQueues(database),
-            settings.concurrency,
+        prefetch = None
+        if not alone:
+            prefetch = Prefetch(
+                self._consumer, self._pool, attempts, concurrency=settings.concurrency
+            )
+        self._claiming = Claiming(
+            database,
+            outbox,
+            inbox,
+            attempts,
+            self._consumer,
+            self._pool,
+            self._recording,
+            prefetch,
+            claimable,
+            worker_id=self.worker_id,
+            lease_seconds=settings.lease,
         )
         self._lease = LeaseThread(
             database,
             self.worker_id,
-            self._attempts,
+            AttemptKeeper(
+                attempts, inbox, self._pool, self._consumer, prefetch, worker_id=self.worker_id
+            ),
             self._announce,
+            beat,
             lease_seconds=settings.lease,
             heartbeat_seconds=settings.heartbeat,
         )
-        self._prefetch = (
-            MEMORY_PREFETCH if broker.memory else max(PREFETCH_MAX, settings.concurrency)
-        )
-        self._types: list[JobTypeInfo] = []
 
     def start(self) -> None:
         """Returns when it is announced and about to consume. Raises HandlersError, and
         DatabaseUnavailable; it is stopped then."""
-        self._types = [_job_type(announced) for announced in self._pool.start()]
+        self._types = self._pool.start()
         try:
             self._announce()
         except BaseException:
             self._pool.stop(0)
             raise
-        types = frozenset(job_type.name for job_type in self._types)
-        self._attempts.start(self._pool, types, self._consumer, self._lease.beat_now)
+        self._recording.start()
+        self._claiming.start()
         self._lease.start()
         self._consumer.start()
-        self._log.info("worker started", worker_id=self.worker_id, job_types=sorted(types))
+        types = sorted(self._pool.job_types)
+        self._log.info("worker started", worker_id=self.worker_id, job_types=types)
 
     @property
     def ready(self) -> bool:
@@ -119,9 +145,9 @@ class Worker:
         """Takes no more, lets what runs end within the grace, puts the rest back into the queue,
         records every outcome, and only then lets go of the broker."""
         self._consumer.set_prefetch(0)
-        self._attempts.stop_claiming()
+        self._claiming.stop()
         self._pool.stop(grace_seconds)
-        self._attempts.stop_recording()
+        self._recording.stop()
         self._lease.stop()
         self._consumer.stop()
         try:
@@ -141,19 +167,8 @@ class Worker:
             pid=os.getpid(),
             version=__version__,
             queues=tuple(self._settings.queues),
-            job_types=tuple(sorted(t.name for t in self._types)),
+            job_types=tuple(sorted(self._pool.job_types)),
             concurrency=self._settings.concurrency,
-            prefetch=self._prefetch,
+            prefetch=self._held_max,
         )
         self._database.write(lambda tx: registry.announce(tx, worker, self._types))
-
-
-def _job_type(announced: Announced) -> JobTypeInfo:
-    return JobTypeInfo(
-        name=announced.name,
-        description=announced.description,
-        payload_schema=announced.payload_schema_json,
-        queue=announced.queue,
-        max_attempts=announced.max_attempts,
-        timeout=announced.timeout_seconds,
-    )

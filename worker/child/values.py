@@ -13,8 +13,8 @@ from typing import Final
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 
+from jobsvc.core.attempts import BLOB_CONTENT_TYPE, Input
 from worker.api import Blob
-from worker.outcome import BLOB_CONTENT_TYPE
 
 SIZE_BYTES_MAX: Final = 1024 * 1024
 VALUES_MAX: Final = 100_000
@@ -23,7 +23,7 @@ EXACT_INTEGER_MAX: Final = 2**53
 
 Json = dict[str, "Json"] | list["Json"] | str | float | bool | None
 
-_NULL_RESULT: Final = Value(null_value=NULL_VALUE).SerializeToString()
+_NULL_RESULT: Final = Input(Value(null_value=NULL_VALUE).SerializeToString())
 
 # A place inside the result, for messages: the container's place and the key or index in it.
 _Place = tuple["_Place | None", object]
@@ -84,19 +84,19 @@ def _number(number: float) -> float:
     return number
 
 
-def encode_result(result: object) -> tuple[bytes, str | None]:
-    """A handler's return value as bytes and content type (None: a `Value` in wire form).
+def encode_result(result: object) -> Input:
+    """A handler's return value in its form on the wire.
 
     Takes what JSON knows, Pydantic models, `bytes` and Blob. Raises ResultInvalid or
     ResultTooLarge.
     """
     if result is None:
-        return _NULL_RESULT, None
+        return _NULL_RESULT
     if isinstance(result, (bytes, bytearray, memoryview)):
         result = Blob(bytes(result), BLOB_CONTENT_TYPE)
     if isinstance(result, Blob):
         _check_size(len(result.data))
-        return result.data, result.content_type
+        return Input(result.data, result.content_type)
     result = _dump_model(result)
     _check(result)
     value = Value()
@@ -104,7 +104,7 @@ def encode_result(result: object) -> tuple[bytes, str | None]:
     # An object is measured as payloads are, so that whatever was accepted as a payload can be a
     # result; as a Value it is a few bytes longer.
     _check_size(value.struct_value.ByteSize() if isinstance(result, dict) else value.ByteSize())
-    return value.SerializeToString(deterministic=True), None
+    return Input(value.SerializeToString(deterministic=True))
 
 
 def _dump_model(result: object) -> object:

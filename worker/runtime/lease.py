@@ -57,19 +57,21 @@ class LeaseThread:
         worker_id: str,
         keeper: Keeper,
         announce: Callable[[], None],
+        beat: threading.Event,
         *,
         lease_seconds: float,
         heartbeat_seconds: float,
     ) -> None:
-        """`announce` makes the worker known again, should it have been forgotten."""
+        """`announce` makes the worker known again, should it have been forgotten. `beat`, set by
+        anybody: renew at once, something about a job may have changed."""
         self._database = database
         self._worker_id = worker_id
         self._keeper = keeper
         self._announce = announce
+        self._beat = beat
         self._lease = lease_seconds
         self._heartbeat = heartbeat_seconds
         self.reached = True  # the database, when it was last asked
-        self._wake = threading.Event()
         self._stopping = threading.Event()
         self._log = telemetry.get_logger("lease")
         self._threads = [
@@ -81,13 +83,9 @@ class LeaseThread:
         for thread in self._threads:
             thread.start()
 
-    def beat_now(self) -> None:
-        """Renews at once: something about a job may have changed."""
-        self._wake.set()
-
     def stop(self) -> None:
         self._stopping.set()
-        self._wake.set()
+        self._beat.set()
         for thread in self._threads:
             thread.join()
 
@@ -96,12 +94,12 @@ class LeaseThread:
         # While the database is away it is asked more often, to renew before a fence falls.
         retry = min(1.0, self._heartbeat / 4)
         while not self._stopping.is_set():
-            self._wake.wait(max(0.0, next_beat - time.monotonic()))
-            self._wake.clear()
-            self.reached = self._beat()
+            self._beat.wait(max(0.0, next_beat - time.monotonic()))
+            self._beat.clear()
+            self.reached = self._renew()
             next_beat = time.monotonic() + (self._heartbeat if self.reached else retry)
 
-    def _beat(self) -> bool:
+    def _renew(self) -> bool:
         started = time.monotonic()
         attempts = self._keeper.leased()
         leases = {attempt.job_id: attempt.token for attempt in attempts}

@@ -1,0 +1,1 @@
+"""What loads in a child process beside the handlers, and runs them; knows no store, no broker."""

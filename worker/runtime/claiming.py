@@ -1,0 +1,216 @@
+"""From messages to jobs that run. A thread claims, in one transaction, those that can start soon,
+under a new lease token, and hands them to the pool.
+
+What could not be claimed (it runs, has ended, or waits again) is acknowledged and forgotten. What
+waits too long goes back: messages to other workers, claimed jobs to the queue.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+
+from jobsvc import metrics, telemetry, vital
+from jobsvc.core.attempts import Interrupted
+from jobsvc.core.model import Effects
+from jobsvc.errors import DatabaseUnavailable
+from jobsvc.outbox import Outbox
+from jobsvc.store import dispatching, verbs
+from jobsvc.store.database import Database
+from jobsvc.store.verbs import ClaimResult
+from worker.pool import Pool
+from worker.runtime.attempts import Attempt, Attempts
+from worker.runtime.consumer import Consumer, Delivery
+from worker.runtime.inbox import Inbox
+from worker.runtime.persisting import persist
+from worker.runtime.prefetch import AVERAGE_SECONDS_MIN, Prefetch
+from worker.runtime.recording import Recording
+from worker.runtime.records import ids
+
+CLAIM_MAX = 100
+# Jobs are claimed ahead of a free slot only as far as they will start within this.
+CLAIM_AHEAD_SECONDS = 0.05
+# What could not start within this goes to somebody else.
+START_WITHIN_SECONDS = 1.0
+LOOK_SECONDS = START_WITHIN_SECONDS / 4
+# The database has been away for this long: no use in holding messages.
+LET_GO_SECONDS = 30.0
+
+
+class Claiming:
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        inbox: Inbox,
+        attempts: Attempts,
+        consumer: Consumer,
+        pool: Pool,
+        recording: Recording,
+        prefetch: Prefetch | None,
+        claimable: threading.Event,
+        *,
+        worker_id: str,
+        lease_seconds: float,
+    ) -> None:
+        """`prefetch` None: this worker is alone, takes all there is, and keeps what it has.
+        `claimable` wakes the thread: something came, or there is room."""
+        self._database = database
+        self._outbox = outbox
+        self._inbox = inbox
+        self._attempts = attempts
+        self._consumer = consumer
+        self._pool = pool
+        self._recording = recording
+        self._prefetch = prefetch
+        self._claimable = claimable
+        self._worker_id = worker_id
+        self._lease = lease_seconds
+        self._stopping = False
+        self._suspended = False
+        self._claimed_at = self._looked_at = 0.0
+        self._log = telemetry.get_logger("worker")
+        self._thread = vital.thread("claim", self._claim_forever)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when no claim is under way; what was received and not claimed goes back."""
+        self._stopping = True
+        self._claimable.set()
+        self._thread.join()
+        self._consumer.give_back(self._inbox.close())
+
+    def _claim_forever(self) -> None:
+        while True:
+            if not self._worth_claiming():
+                self._claimable.wait(LOOK_SECONDS)
+            self._claimable.clear()
+            if self._stopping:
+                return
+            if self._worth_claiming():
+                self._claim_next()
+            if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+                self._looked_at = time.monotonic()
+                self._give_back()
+                if self._prefetch is not None:
+                    self._prefetch.adapt()
+
+    def _most(self) -> int:
+        """How many jobs to hold: those that run, and those that will start within a moment."""
+        slots = self._pool.slots
+        average = max(self._pool.average_run_seconds, AVERAGE_SECONDS_MIN)
+        return slots + min(int(slots * CLAIM_AHEAD_SECONDS / average), CLAIM_MAX)
+
+    def _room(self) -> int:
+        return self._most() - len(self._attempts)
+
+    def _worth_claiming(self) -> bool:
+        """A claim costs the same for many as for one, so while enough runs it waits for room for
+        half of what can be held, or for all there is."""
+        waiting = len(self._inbox)
+        if not waiting:
+            return False
+        room = self._room()
+        return room > 0 and room >= min(waiting, self._most() // 2)
+
+    def _claim_next(self) -> None:
+        batch, repeated = self._inbox.take(min(self._room(), CLAIM_MAX))
+        self._consumer.acknowledge(repeated)
+        self._claim(batch)
+        self._claimed_at = time.monotonic()
+
+    def _claim(self, batch: Mapping[str, Delivery]) -> None:
+        began = time.monotonic()
+        try:
+            result = self._write_claim(batch)
+        except DatabaseUnavailable:
+            return  # and we stop: what was not claimed stays where it is
+        except Exception:  # noqa: BLE001 - logged; the others must not wait for a bad one
+            self._log.exception("cannot claim", job_ids=list(batch))
+            if len(batch) == 1:  # redispatch brings it back, ever more seldom
+                self._consumer.acknowledge(list(batch.values()))
+            else:
+                for job_id, delivery in batch.items():
+                    self._claim({job_id: delivery})
+            return
+        claimed = {each.job_id: each for each in result.claimed}
+        # In the order of the batch, which is that of the priorities.
+        attempts = [Attempt(claimed[i], batch[i], began) for i in batch if i in claimed]
+        self._attempts.add(attempts, began)
+        self._pool.submit([attempt.claimed for attempt in attempts])
+        self._outbox.tell(result.effects)
+        self._tell_started(attempts)
+        self._drop([delivery for i, delivery in batch.items() if i not in claimed])
+
+    def _write_claim(self, batch: Mapping[str, Delivery]) -> ClaimResult:
+        token = str(uuid.uuid4())
+        priorities = {job_id: delivery.priority for job_id, delivery in batch.items()}
+        types = self._pool.job_types
+
+        def claim() -> ClaimResult:
+            return self._database.write(
+                lambda tx: verbs.claim(
+                    tx, batch, types, self._worker_id, token, self._lease, priorities
+                )
+            )
+
+        result = persist(claim, self._keep_trying)
+        self._resume()
+        return result
+
+    def _keep_trying(self, seconds: float) -> bool:
+        """Until the worker stops. If the database stays away all messages are let go of meanwhile:
+        others may reach it."""
+        if seconds > LET_GO_SECONDS and not self._suspended:
+            self._suspended = True
+            self._consumer.suspend()
+        return not self._stopping
+
+    def _resume(self) -> None:
+        if self._suspended:
+            self._suspended = False
+            self._consumer.resume()
+
+    def _tell_started(self, attempts: Sequence[Attempt]) -> None:
+        for attempt in attempts:
+            claimed = attempt.claimed
+            kind = metrics.kind(claimed.job_type, claimed.queue)
+            metrics.WAIT.labels(*kind).observe(claimed.waited)
+            self._log.info("job started", **ids(claimed, self._worker_id))
+
+    def _drop(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self._log.debug("message dropped", job_id=delivery.job_id)
+        self._consumer.acknowledge(deliveries)
+
+    def _give_back(self) -> None:
+        """What waited too long: claimed jobs to the queue, messages to other workers."""
+        unstarted = self._pool.withdraw(START_WITHIN_SECONDS)
+        self._recording.on_endings([(claimed, Interrupted()) for claimed in unstarted])
+        if self._prefetch is None or self._starting_soon():
+            return
+        late = self._inbox.take_late(time.monotonic() - START_WITHIN_SECONDS)
+        if not late:
+            return
+        job_ids = [delivery.job_id for delivery in late]
+
+        def republish() -> Effects:
+            return self._database.write(lambda tx: dispatching.republish(tx, job_ids))
+
+        try:
+            effects = persist(republish, self._keep_trying)
+        except DatabaseUnavailable:
+            return
+        self._resume()
+        self._outbox.tell(effects)
+        self._consumer.acknowledge(late)
+
+    def _starting_soon(self) -> bool:
+        """Whether the inbox empties fast enough: jobs start, and as many as wait take no long."""
+        ahead = len(self._inbox) * self._pool.average_run_seconds / max(self._pool.slots, 1)
+        idle = time.monotonic() - self._claimed_at
+        return ahead < START_WITHIN_SECONDS and idle < START_WITHIN_SECONDS

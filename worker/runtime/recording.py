@@ -1,0 +1,246 @@
+"""From what the pool tells to the database. A thread makes events of reports, and gives each
+attempt the one transition that its ending leads to, by its token, many in one transaction.
+
+A message is acknowledged after the commit; what is lost before it comes again, and finds nothing to
+claim.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from jobsvc import metrics, telemetry, tracing, vital
+from jobsvc.core.attempts import (
+    RESULT_INVALID,
+    AttemptFailed,
+    Claimed,
+    Ending,
+    JobError,
+    Log,
+    Output,
+    Progress,
+    Report,
+    Stopped,
+)
+from jobsvc.core.model import Effects
+from jobsvc.errors import DatabaseUnavailable
+from jobsvc.outbox import Outbox
+from jobsvc.store import verbs
+from jobsvc.store.database import Database
+from jobsvc.store.verbs.running import LOG_BYTES_MAX, LOG_BYTES_MIN, OUTPUT_BYTES_MAX
+from worker.runtime.attempts import Attempt, Attempts
+from worker.runtime.consumer import Consumer
+from worker.runtime.persisting import persist
+from worker.runtime.records import ids
+
+RECORD_MAX = 200
+# In one transaction, which must end within the database's time limit.
+REPORTS_MAX = 1000
+GATHER_SECONDS = 0.004
+# How long a worker that stops waits for the database to record its last endings.
+LAST_WRITE_SECONDS = 5.0
+
+
+class Recording:
+    """Implements the pool's Listener."""
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        attempts: Attempts,
+        consumer: Consumer,
+        *,
+        worker_id: str,
+        concurrency: int,
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._attempts = attempts
+        self._consumer = consumer
+        self._worker_id = worker_id
+        self._concurrency = concurrency
+        self._lock = threading.Lock()
+        self._recordable = threading.Condition(self._lock)
+        self._reports: dict[Attempt, list[Report]] = {}
+        self._endings: dict[Attempt, Ending] = {}
+        self._stopping = False
+        self._log = telemetry.get_logger("worker")
+        self._thread = vital.thread("record", self._record_forever)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """After the pool has told every ending: returns when all are recorded."""
+        with self._lock:
+            self._stopping = True
+            self._recordable.notify()
+        self._thread.join()
+
+    # Listener
+
+    def on_started(self, tasks: Sequence[Claimed]) -> None:
+        """STARTED was recorded with the claim; this is when the handlers really begin."""
+        now = time.monotonic()
+        for attempt in self._attempts.find(tasks):
+            attempt.started = now
+            attempt.span = tracing.begin_attempt(attempt.claimed, self._worker_id)
+
+    def on_reports(self, reports: Sequence[tuple[Claimed, Report]]) -> None:
+        with self._lock:
+            for task, report in reports:
+                attempt = self._attempts.get(task)
+                if attempt is not None and not attempt.lost and _within_budget(attempt, report):
+                    self._reports.setdefault(attempt, []).append(report)
+            self._recordable.notify()
+
+    def on_endings(self, endings: Sequence[tuple[Claimed, Ending]]) -> None:
+        ended = self._attempts.end(endings)
+        now = time.monotonic()
+        for attempt, ending in ended.items():
+            if attempt.started is not None:
+                kind = metrics.kind(attempt.claimed.job_type, attempt.claimed.queue)
+                metrics.RUN.labels(*kind).observe(now - attempt.started)
+                failed = isinstance(ending, AttemptFailed)
+                tracing.end_attempt(attempt.span, _name(ending), failed=failed)
+        with self._lock:
+            self._endings.update(ended)
+            self._recordable.notify()
+
+    # The thread
+
+    def _record_forever(self) -> None:
+        while True:
+            with self._lock:
+                while not (self._reports or self._endings or self._stopping):
+                    self._recordable.wait()
+                if not (self._reports or self._endings):
+                    return
+            if self._attempts.unended > self._concurrency:
+                time.sleep(GATHER_SECONDS)  # more will end within a moment, and share a commit
+            with self._lock:
+                reports, endings = self._take()
+            if reports:
+                self._record_reports(reports)
+            if endings:
+                self._record_endings(endings)
+
+    def _take(self) -> tuple[dict[Attempt, list[Report]], dict[Attempt, Ending]]:
+        """What one round records. An ending waits until the reports before it have been taken; of
+        an attempt that has more than fit, the rest goes behind those of others."""
+        reports: dict[Attempt, list[Report]] = {}
+        room = REPORTS_MAX
+        while self._reports and room:
+            attempt = next(iter(self._reports))
+            told = self._reports.pop(attempt)
+            reports[attempt], rest = told[:room], told[room:]
+            room -= len(reports[attempt])
+            if rest:
+                self._reports[attempt] = rest
+        complete = (attempt for attempt in self._endings if attempt not in self._reports)
+        taken = list(itertools.islice(complete, RECORD_MAX))
+        return reports, {attempt: self._endings.pop(attempt) for attempt in taken}
+
+    def _record_reports(self, reports: Mapping[Attempt, list[Report]]) -> None:
+        batch = {attempt.job_id: (attempt.token, told) for attempt, told in reports.items()}
+
+        def report() -> Effects:
+            return self._database.write(lambda tx: verbs.report(tx, batch))[1]
+
+        try:
+            effects = persist(report, self._keep_trying)
+        except DatabaseUnavailable:  # and we stop: there is time for the endings alone
+            with self._lock:
+                self._reports.clear()
+            self._log.error("reports not recorded", job_ids=list(batch))
+            return
+        except Exception:  # noqa: BLE001 - logged; a report must not cost anybody an ending
+            self._log.exception("reports dropped", job_ids=list(batch))
+            return
+        self._outbox.tell(effects)
+
+    def _record_endings(self, endings: Mapping[Attempt, Ending]) -> None:
+        accepted = self._finish(
+            {a.job_id: (a.token, ending) for a, ending in endings.items() if not a.lost}
+        )
+        self._attempts.remove(endings)
+        self._consumer.acknowledge([a.delivery for a in endings if not a.detached])
+        for attempt, ending in endings.items():
+            self._log_ending(attempt.claimed, ending, attempt.job_id in accepted)
+
+    def _finish(self, batch: dict[str, tuple[str, Ending]]) -> frozenset[str]:
+        """Answers the ids whose ending was accepted. One that the database refuses for what is in
+        it is recorded as a failure instead, and costs the others nothing."""
+        if not batch:
+            return frozenset()
+
+        def finish() -> tuple[frozenset[str], Effects]:
+            return self._database.write(lambda tx: verbs.finish(tx, batch))
+
+        try:
+            accepted, effects = persist(finish, self._keep_trying)
+        except DatabaseUnavailable:
+            self._log.error("outcomes not recorded", job_ids=list(batch))
+            return frozenset()
+        except Exception as error:  # noqa: BLE001 - logged, and recorded where it can be
+            self._log.exception("cannot record outcomes", job_ids=list(batch))
+            if len(batch) > 1:
+                return frozenset().union(*(self._finish({k: v}) for k, v in batch.items()))
+            ((job_id, (token, ending)),) = batch.items()
+            refused = JobError(RESULT_INVALID, f"cannot be stored: {type(error).__name__}")
+            if ending == AttemptFailed(refused):
+                return frozenset()  # the lease runs out, and the reaper takes over
+            return self._finish({job_id: (token, AttemptFailed(refused))})
+        self._outbox.tell(effects)
+        return accepted
+
+    def _keep_trying(self, seconds: float) -> bool:
+        """Once the worker stops only for a while: what is not recorded then is the reaper's."""
+        return not self._stopping or seconds <= LAST_WRITE_SECONDS
+
+    def _log_ending(self, claimed: Claimed, ending: Ending, accepted: bool) -> None:
+        fields = ids(claimed, self._worker_id)
+        if not accepted:
+            # Recorded by whoever took the job over; or by us, if the answer of COMMIT was lost.
+            self._log.warning("outcome dropped: the lease was lost", **fields)
+        elif isinstance(ending, AttemptFailed):
+            self._log.info(
+                "attempt failed",
+                error_type=ending.error.type,
+                retryable=ending.error.retryable,
+                **fields,
+            )
+        else:
+            self._log.info(f"attempt {type(ending).__name__.lower()}", **fields)
+
+
+def _within_budget(attempt: Attempt, report: Report) -> bool:
+    """Counts it. The store holds the budget; this only keeps a handler that floods us from our
+    memory."""
+    match report:
+        case Log(_, message):
+            if attempt.log_bytes > LOG_BYTES_MAX:
+                return False
+            attempt.log_bytes += max(len(message.encode()), LOG_BYTES_MIN)
+        case Output():
+            if attempt.output_bytes > OUTPUT_BYTES_MAX:
+                return False
+            attempt.output_bytes += report.size
+        case Progress():
+            pass
+    return True
+
+
+def _name(ending: Ending) -> str:
+    """As spans tell it."""
+    match ending:
+        case AttemptFailed():
+            return "workerlost" if ending.crashed else "failed"
+        case Stopped():
+            return "cancelled"
+        case _:
+            return type(ending).__name__.lower()
