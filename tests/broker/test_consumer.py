@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import threading
 import time
 
@@ -160,8 +161,8 @@ def test_a_tag_that_the_broker_does_not_know(
     publisher.publish([dispatch("default", job_id := new_id())])
     consumer = start_consumer()
     inbox.wait_for(job_id)
-    consumer.acknowledge([inbox.deliveries[0]])
-    consumer.acknowledge([inbox.deliveries[0]])  # closes the channel: 406
+    (delivery,) = inbox.deliveries
+    consumer.acknowledge([delivery._replace(tag=delivery.tag + 1)])  # closes the channel: 406
     inbox.wait(lambda: bool(inbox.lost))
     assert consumer.wait_consuming(SECONDS_MAX)
     assert known.known == {"default": 1}
@@ -175,7 +176,7 @@ def test_prefetch(
     inbox.wait(lambda: len(inbox.deliveries) == 3)
     until(lambda: hands.depth(QUEUE) == 7, SECONDS_MAX, "it holds no more than that")
     consumer.set_prefetch(0)
-    until(lambda: consumer._consumer is None, SECONDS_MAX, "it consumes no more")
+    until(lambda: not consumer._consumer_tags, SECONDS_MAX, "it consumes no more")
     for delivery in inbox.deliveries:
         consumer.acknowledge([delivery])  # the channel is the same
     publisher.publish([dispatch("default")])
@@ -268,6 +269,27 @@ def test_a_database_that_is_away(
     assert not consumer.consuming
     monkeypatch.undo()
     assert consumer.wait_consuming(SECONDS_MAX)
+
+
+def test_messages_that_end_in_any_order_are_acknowledged(
+    start_consumer: StartConsumer, publisher: Publisher, inbox: Inbox, hands: Hands
+) -> None:
+    """With one call where that is right; the one that is open stays."""
+    count = 80
+    publisher.publish([dispatch("default") for _ in range(count)])
+    consumer = start_consumer(prefetch=count)
+    inbox.wait(lambda: len(inbox.deliveries) == count)
+    order = list(inbox.deliveries)
+    random.Random(7).shuffle(order)
+    still_open = order.pop()
+    for start in range(0, len(order), 7):
+        consumer.acknowledge(order[start : start + 7])
+    until(lambda: not consumer._acks and not consumer._unacknowledged.waiting, SECONDS_MAX, "sent")
+    assert len(consumer._unacknowledged) == 1
+    assert inbox.lost == []
+    consumer.stop()
+    until(lambda: hands.depth(QUEUE) == 1, SECONDS_MAX, "all but one are gone")
+    assert hands.bodies(QUEUE) == [f'{{"v": 1, "job_id": "{still_open.job_id}"}}']
 
 
 def test_quorum_queues(broker_url: str, inbox: Inbox, start_consumer: StartConsumer) -> None:

@@ -72,11 +72,13 @@ class Child:
             self._running = number, context
             if self._cancelled_number == number:
                 context.ask_to_stop()
+        began = time.monotonic()
         ending = execution.run(task, context)
+        seconds = time.monotonic() - began
         with self._state_lock:
             self._running = None
             self._finished = number
-        self.send(wire.done_frame(number, ending))
+        self.send(wire.ending_frame(number, ending, seconds))
 
     def _read(self) -> None:
         reader = wire.FrameReader()
@@ -95,19 +97,19 @@ class Child:
                 # handler keeps it.
                 time.sleep(_END_SECONDS_MAX)
                 _end_group()
-            for header, body in reader.feed(data):
-                self._handle(header, body)
+            for frame in reader.feed(data):
+                self._handle(frame)
 
-    def _handle(self, header: list[object], body: bytes) -> None:
-        match header:
-            case ["task", int(number), *_]:
-                self._received = number
-                self._inbox.put((number, wire.read_task(header, body)))
-            case ["cancel", int(number)]:
-                with self._state_lock:
-                    self._cancelled_number = number
-                    if self._running is not None and self._running[0] == number:
-                        self._running[1].ask_to_stop()
+    def _handle(self, frame: wire.Frame) -> None:
+        number = frame.number
+        if frame.kind == wire.TASK:
+            self._received = number
+            self._inbox.put((number, wire.read_task(frame)))
+        elif frame.kind == wire.CANCEL:
+            with self._state_lock:
+                self._cancelled_number = number
+                if self._running is not None and self._running[0] == number:
+                    self._running[1].ask_to_stop()
 
     def _tick(self) -> None:
         with self._state_lock:

@@ -16,10 +16,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from jobsvc import vital
 from jobsvc.core.attempts import (
@@ -29,7 +29,6 @@ from jobsvc.core.attempts import (
     Ending,
     Interrupted,
     JobTypeInfo,
-    Report,
     Stopped,
     clean_error,
 )
@@ -43,7 +42,10 @@ TASKS_PER_CHILD_MAX: Final = 10_000
 # Tasks are sent ahead to a child as long as all it has should take no longer than this, and taken
 # back when the first of them does.
 _AHEAD_SECONDS_MAX: Final = 0.02
-_TASKS_AT_CHILD_MAX: Final = 8
+_TASKS_AT_CHILD_MAX: Final = 32
+# While every child has its next tasks, what they tell is read at most so often: to be woken for
+# each ending costs more than all else about it.
+_GATHER_SECONDS: Final = 0.003
 
 _START_SECONDS_MAX: Final = 60.0
 _END_SECONDS_MAX: Final = 3.0
@@ -130,16 +132,16 @@ class _Child:
         except OSError:
             self.unsent.clear()
 
-    def send_task(self, number: int, run: Run) -> None:
-        """Send a task and its ticket."""
-        self.runs[number] = run
-        self.tasks_sent += 1
-        self.send(wire.task_frame(number, run.task))
-        self._send_ticket(number)
+    def send_tasks(self, runs: Mapping[int, Run]) -> None:
+        """Send tasks, by their numbers, and their tickets."""
+        self.runs.update(runs)
+        self.tasks_sent += len(runs)
+        self.send(b"".join(wire.task_frame(number, run.task) for number, run in runs.items()))
+        self._send_tickets(runs)
 
-    def _send_ticket(self, number: int) -> None:
+    def _send_tickets(self, numbers: Iterable[int]) -> None:
         # Never full, and never broken: the other end is open here too.
-        self._tickets.send(wire.TICKET.pack(number))
+        self._tickets.send(b"".join(map(wire.TICKET.pack, numbers)))
 
     def take_back(self, *, head_too: bool) -> list[Run]:
         """The runs that have not started and now never will, in order; they are no longer ours.
@@ -152,7 +154,7 @@ class _Child:
             while ticket := self._tickets_theirs.recv(wire.TICKET.size, socket.MSG_DONTWAIT):
                 numbers += wire.TICKET.unpack(ticket)
         if numbers and not head_too and numbers == list(self.runs):
-            self._send_ticket(numbers.pop(0))
+            self._send_tickets([numbers.pop(0)])
         return [self.runs.pop(number) for number in numbers]
 
     def receive(self) -> list[wire.Frame] | None:
@@ -304,7 +306,10 @@ class ProcessPool(Pool):
             news = self._take_news()
             self._asleep = not news
             wait_seconds = self._wait_seconds(time.monotonic()) if self._asleep else 0.0
+            crowded = self._is_crowded()
         news.deliver(self._listener)  # without the lock: the listener may call us
+        if crowded:
+            time.sleep(_GATHER_SECONDS)
         events = self._selector.select(wait_seconds)
         with self._lock:
             self._asleep = False
@@ -372,6 +377,12 @@ class ProcessPool(Pool):
             if len(child.runs) > 1:
                 due.append(head.started + _AHEAD_SECONDS_MAX)
         return max(0.0, min(due) - now)
+
+    def _is_crowded(self) -> bool:
+        """Whether every child has its next task: none waits for us, and nobody for a lone job."""
+        if self._requests or self._stop_at is not None:
+            return False
+        return min((len(child.runs) for child in self._children if child.usable), default=0) > 1
 
     def _grant(self, key: AttemptKey, ending: Ending, now: float) -> None:
         """Cancel or abandon a task, wherever it is."""
@@ -464,31 +475,42 @@ class ProcessPool(Pool):
         logger.error("%s; the next attempt is in %.1f s", why, backoff)
 
     def _assign(self, now: float) -> None:
-        while self._waiting:
-            child = self._pick(now)
-            if child is None:
-                return
-            key, run = self._waiting.popitem(last=False)
-            self._last_number += 1
-            self._owners[key] = child, self._last_number
-            child.send_task(self._last_number, run)
-            self._watch_writes(child)
-            self._tend_head(child, now)
-
-    def _pick(self, now: float) -> _Child | None:
-        """The child that a task would start on first, None if it had better wait here."""
+        """Give each task to the child that it would start on first, and all of a child at once."""
+        if not self._waiting:
+            return
         usable = [child for child in self._children if child.usable]
         # A worn child works on while its successor starts, but never beside it.
         usable.sort(key=lambda child: (child.worn, len(child.runs)))
         usable = usable[: self.size]
-        child = min(usable, key=lambda child: len(child.runs), default=None)
-        if child is None or child.head is None:
-            return child
-        started = child.head[1].started
-        if started is None or now - started >= _AHEAD_SECONDS_MAX:
-            return None
-        short = len(child.runs) * self._average_seconds < _AHEAD_SECONDS_MAX
-        return child if short and len(child.runs) < _TASKS_AT_CHILD_MAX else None
+        loads = [len(child.runs) for child in usable]
+        limits = [self._takes(child, now) for child in usable]
+        given: list[dict[int, Run]] = [{} for _ in usable]
+        while self._waiting and usable:
+            place = loads.index(min(loads))
+            if loads[place] >= limits[place]:
+                break  # it had better wait here
+            key, run = self._waiting.popitem(last=False)
+            self._last_number += 1
+            self._owners[key] = usable[place], self._last_number
+            given[place][self._last_number] = run
+            loads[place] += 1
+        for child, runs in zip(usable, given, strict=True):
+            if runs:
+                child.send_tasks(runs)
+                self._watch_writes(child)
+                self._tend_head(child, now)
+
+    def _takes(self, child: _Child, now: float) -> int:
+        """How many tasks it is to have, those that it has included: one, or as many more as will
+        have run within a moment. Nothing more while it has more than half of that: they come
+        together then."""
+        if child.head is not None:
+            started = child.head[1].started
+            if started is None or now - started >= _AHEAD_SECONDS_MAX:
+                return 0
+        most = int(_AHEAD_SECONDS_MAX / max(self._average_seconds, 1e-6))
+        most = max(1, min(most, _TASKS_AT_CHILD_MAX))
+        return most if len(child.runs) <= most // 2 else 0
 
     def _wind_down(self, now: float) -> None:
         for child in self._children:
@@ -523,34 +545,32 @@ class ProcessPool(Pool):
         """Read once; false if nothing was there."""
         try:
             frames = child.receive()
-            for header, body in frames or ():
-                self._handle(child, header, body)
+            for frame in frames or ():
+                self._handle(child, frame)
         except (wire.ProtocolError, KeyError, ValueError, TypeError, IndexError) as error:
             logger.error("a child process sent what cannot be read, and is killed: %r", error)
             child.ended = True
             return False
         return frames is not None
 
-    def _handle(self, child: _Child, header: list[Any], body: bytes) -> None:
-        match header[0]:
-            case "done":
-                run = child.runs.pop(header[1])
-                del self._owners[run.task.key]
-                now = time.monotonic()
-                if run.started is not None:
-                    self._count_run(now - run.started)
-                self._news.endings.append((run.task, wire.read_ending(header, body)))
-                self._tend_head(child, now)
-            case "ready":
-                child.ready = True
-                self._start_failures = 0
-                if not self._started.done():
-                    self._started.set_result(wire.read_ready(header))
-            case "broken":
-                child.broken = header[1]
-            case _:
-                report: Report = wire.read_report(header, body)
-                self._news.reports.append((child.runs[header[1]].task, report))
+    def _handle(self, child: _Child, frame: wire.Frame) -> None:
+        if frame.kind in wire.ENDINGS:
+            ending = wire.read_ending(frame)
+            run = child.runs.pop(frame.number)
+            del self._owners[run.task.key]
+            self._count_run(frame.seconds)
+            self._news.endings.append((run.task, ending))
+            self._tend_head(child, time.monotonic())
+        elif frame.kind == wire.READY:
+            child.ready = True
+            self._start_failures = 0
+            if not self._started.done():
+                self._started.set_result(wire.read_ready(frame))
+        elif frame.kind == wire.BROKEN:
+            child.broken = frame.head.decode(errors="replace")
+        else:
+            task = child.runs[frame.number].task
+            self._news.reports.append((task, wire.read_report(frame)))
 
     def _send(self, child: _Child, data: bytes) -> None:
         child.send(data)

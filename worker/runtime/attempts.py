@@ -46,8 +46,9 @@ class Attempts:
     """Safe to use from any thread; no call waits for more than the table's own lock."""
 
     def __init__(self, claimable: threading.Event) -> None:
-        """`claimable` is set whenever there may be room for another."""
+        """`claimable` is set when no more than `wake_at` are left unended."""
         self._claimable = claimable
+        self.wake_at = 0
         self._lock = threading.Lock()
         self._held: dict[AttemptKey, Attempt] = {}
         self._ended = 0
@@ -97,7 +98,7 @@ class Attempts:
                     self._ended += not attempt.ended
                     attempt.ended = True
                     ended[attempt] = ending
-        self._claimable.set()
+        self._tell_room()
         return ended
 
     def remove(self, attempts: Iterable[Attempt]) -> None:
@@ -106,7 +107,10 @@ class Attempts:
             for attempt in attempts:
                 del self._held[attempt.claimed.key]
                 self._ended -= 1
-        self._claimable.set()
+
+    def _tell_room(self) -> None:
+        if self.unended <= self.wake_at and not self._claimable.is_set():
+            self._claimable.set()
 
     def lose(self, attempt: Attempt) -> bool:
         """Gives up an attempt whose lease is gone; false if there is nothing to give up.

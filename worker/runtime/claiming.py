@@ -30,10 +30,13 @@ from worker.runtime.recording import Recording
 from worker.runtime.records import ids
 
 CLAIM_MAX = 100
+CLAIM_AHEAD_MAX = 200
 # Jobs are claimed ahead of a free slot only as far as they will start within this.
 CLAIM_AHEAD_SECONDS = 0.05
 # What could not start within this goes to somebody else.
 START_WITHIN_SECONDS = 1.0
+# More endings than this wait for a database that is slow, or away: nothing more is started.
+UNRECORDED_MAX = 1000
 LOOK_SECONDS = START_WITHIN_SECONDS / 4
 # The database has been away for this long: no use in holding messages.
 LET_GO_SECONDS = 30.0
@@ -71,6 +74,7 @@ class Claiming:
         self._stopping = False
         self._suspended = False
         self._claimed_at = self._looked_at = 0.0
+        self._claim_seconds = 0.0  # moving average of how long a claim takes
         self._log = telemetry.get_logger("worker")
         self._thread = vital.thread("claim", self._claim_forever)
 
@@ -88,6 +92,7 @@ class Claiming:
         while True:
             if not self._worth_claiming():
                 self._claimable.wait(LOOK_SECONDS)
+            # Whoever changes something after this sets it again.
             self._claimable.clear()
             if self._stopping:
                 return
@@ -100,22 +105,31 @@ class Claiming:
                     self._prefetch.adapt()
 
     def _most(self) -> int:
-        """How many jobs to hold: those that run, and those that will start within a moment."""
+        """How many jobs to hold: those that run, and those that will start within a moment, or
+        while the next are being claimed."""
         slots = self._pool.slots
         average = max(self._pool.average_run_seconds, AVERAGE_SECONDS_MIN)
-        return slots + min(int(slots * CLAIM_AHEAD_SECONDS / average), CLAIM_MAX)
+        ahead = min(CLAIM_AHEAD_SECONDS + 2 * self._claim_seconds, START_WITHIN_SECONDS / 2)
+        return slots + min(int(slots * ahead / average), CLAIM_AHEAD_MAX)
 
     def _room(self) -> int:
-        return self._most() - len(self._attempts)
+        """For what is to run. What has ended and waits to be recorded takes none, or claims would
+        wait for records; but no more is started than can be recorded."""
+        if self._attempts.ended >= UNRECORDED_MAX:
+            return 0
+        return self._most() - self._attempts.unended
 
     def _worth_claiming(self) -> bool:
         """A claim costs the same for many as for one, so while enough runs it waits for room for
         half of what can be held, or for all there is."""
         waiting = len(self._inbox)
         if not waiting:
+            self._attempts.wake_at = -1  # not for room, but when something comes
             return False
-        room = self._room()
-        return room > 0 and room >= min(waiting, self._most() // 2)
+        most = self._most()
+        wanted = max(1, min(waiting, most // 2))
+        self._attempts.wake_at = most - wanted
+        return self._room() >= wanted
 
     def _claim_next(self) -> None:
         batch, repeated = self._inbox.take(min(self._room(), CLAIM_MAX))
@@ -158,7 +172,9 @@ class Claiming:
                 )
             )
 
+        began = time.monotonic()
         result = persist(claim, self._keep_trying)
+        self._claim_seconds += (time.monotonic() - began - self._claim_seconds) / 8
         self._resume()
         return result
 

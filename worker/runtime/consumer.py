@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import select
 import threading
 import time
@@ -17,8 +18,8 @@ import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import kombu
 
@@ -30,9 +31,9 @@ from jobsvc.broker.topology import (
     abandon,
     broker_errors,
     queue_name,
-    queue_of,
 )
 from jobsvc.errors import DatabaseUnavailable
+from worker.runtime.acknowledging import Unacknowledged
 
 RECONNECT_SECONDS = 0.2, 5.0
 TICK_SECONDS = 1.0
@@ -40,10 +41,16 @@ MEMORY_TICK_SECONDS = 0.05
 READ_MAX = 500  # messages, before acknowledgements get their turn again
 INTERNAL_ERROR = 541
 PRECONDITION_FAILED = 406
+# For how long an acknowledgement may wait to share a call with those before it.
+SHARE_SECONDS = 0.01
+
+# What our own publishers send; whatever else may be right is looked at with more care.
+_job_message = re.compile(
+    rb'\{"v": 1, "job_id": "([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"\}'
+).fullmatch
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """A message that a worker holds. `tag` means something on the channel of `epoch` only."""
 
     job_id: str
@@ -90,7 +97,9 @@ class Consumer:
         self._receiver = receiver
         self._queues = queues
         self._wanted = self._prefetch = prefetch
-        self._acks: deque[tuple[Delivery, bool]] = deque()
+        self._acks: deque[tuple[Sequence[Delivery], bool]] = deque()
+        self._unacknowledged = Unacknowledged()
+        self._unreadable: list[int] = []
         self._received: list[Delivery] = []  # in one read, to be handed on together
         self._stopping = threading.Event()
         self._resumed = threading.Event()
@@ -99,12 +108,13 @@ class Consumer:
         self._generations: dict[str, int] = {}
         self._broken: dict[str, int] = {}
         self._channel: Any = None
-        self._consumer: Any = None
+        self._consumer_tags: list[str] = []
         self._consuming = threading.Event()
         self._poison = Publisher(broker, lambda _: {})
         self._wake_in, self._wake_out = os.pipe()
         os.set_blocking(self._wake_in, False)
         os.set_blocking(self._wake_out, False)
+        self._woken = False
         self._log = telemetry.get_logger("consumer")
         self._thread = vital.thread("consumer", self._run)
 
@@ -122,13 +132,13 @@ class Consumer:
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """From any thread. Of a channel that is gone: forgotten, the message comes again."""
         if deliveries:
-            self._acks.extend((delivery, True) for delivery in deliveries)
+            self._acks.append((deliveries, True))
             self._wake()
 
     def give_back(self, deliveries: Sequence[Delivery]) -> None:
         """From any thread. For another worker to have, at once."""
         if deliveries:
-            self._acks.extend((delivery, False) for delivery in deliveries)
+            self._acks.append((deliveries, False))
             self._wake()
 
     def set_prefetch(self, prefetch: int) -> None:
@@ -158,8 +168,10 @@ class Consumer:
         os.close(self._wake_out)
 
     def _wake(self) -> None:
-        with suppress(BlockingIOError):  # full: it is awake already
-            os.write(self._wake_out, b"w")
+        if not self._woken:  # else it has not looked yet at what made others wake it
+            self._woken = True
+            with suppress(BlockingIOError):
+                os.write(self._wake_out, b"w")
 
     def _run(self) -> None:
         failures = 0
@@ -215,15 +227,12 @@ class Consumer:
             # Kombu's memory transport knows no priorities: take all, the receiver sorts.
             if not self._broker.memory:
                 self._channel.basic_qos(0, self._prefetch, False)
-            queues = [self._broker.queue(*queue) for queue in self._generations.items()]
-            self._consumer = kombu.Consumer(
-                self._channel,
-                queues,
-                on_message=self._receive,
-                auto_declare=False,
-                on_decode_error=self._put_away,
-            )
-            self._consumer.consume()
+            for name, generation in self._generations.items():
+                queue = self._broker.queue(name, generation)(self._channel)
+                # Not Kombu's Consumer: it makes a message of its own of each, which costs as much
+                # as all that follows.
+                queue.consume(name, partial(self._receive, name), no_ack=False)
+                self._consumer_tags.append(name)
         self._broken.clear()
         self._consuming.set()
         self._log.debug("consuming", queues=list(self._names), prefetch=self._prefetch)
@@ -238,9 +247,9 @@ class Consumer:
         self._send_acks()
 
     def _resubscribe(self) -> None:
-        if self._consumer is not None:
-            self._consumer.cancel()
-            self._consumer = None
+        for tag in self._consumer_tags:
+            self._channel.basic_cancel(tag)
+        self._consumer_tags.clear()
         self._subscribe()
 
     def _read(self, connection: kombu.Connection) -> None:
@@ -249,16 +258,23 @@ class Consumer:
             return
         transport = connection.connection.transport
         buffered = getattr(transport.sock, "pending", lambda: 0)()  # of TLS
+        wait = SHARE_SECONDS if self._unacknowledged.waiting else TICK_SECONDS
         ready, _, _ = select.select(
-            [transport.sock, self._wake_in], [], [], 0 if buffered else TICK_SECONDS
+            [transport.sock, self._wake_in], [], [], 0 if buffered else wait
         )
         if self._wake_in in ready:
             with suppress(BlockingIOError):
                 os.read(self._wake_in, 65536)
+            self._woken = False
         if transport.sock in ready or buffered:
-            self._drain(connection, 0)
+            before = transport.sock.gettimeout()
+            transport.sock.settimeout(0)  # once, not for each of a message's three frames
+            try:
+                self._drain(connection.connection, 0)
+            finally:
+                transport.sock.settimeout(before)
 
-    def _drain(self, connection: kombu.Connection, timeout: float) -> None:
+    def _drain(self, connection: Any, timeout: float) -> None:
         try:
             with suppress(TimeoutError):  # nothing more to read
                 for _ in range(READ_MAX):
@@ -276,29 +292,42 @@ class Consumer:
                 self.give_back(received)
 
     def _send_acks(self) -> None:
+        done, self._unreadable = self._unreadable, []
         while self._acks:
-            delivery, done = self._acks.popleft()
-            if delivery.epoch != self._epoch:
-                continue
-            if done:
-                self._channel.basic_ack(delivery.tag)
-            else:
-                self._channel.basic_reject(delivery.tag, requeue=True)
+            deliveries, is_done = self._acks.popleft()
+            for delivery in deliveries:
+                if delivery.epoch != self._epoch:
+                    continue
+                if is_done:
+                    done.append(delivery.tag)
+                else:
+                    self._unacknowledged.remove(delivery.tag)
+                    self._channel.basic_reject(delivery.tag, requeue=True)
+        if self._broker.memory:  # it knows no acknowledgement of many
+            singles = done
+        elif done or self._unacknowledged.waiting:
+            # What is kept takes up prefetch, so of a small one nothing is.
+            up_to, singles = self._unacknowledged.take(done, self._prefetch // 8)
+            if up_to is not None:
+                self._channel.basic_ack(up_to, multiple=True)
+        else:
+            return
+        for tag in singles:
+            self._channel.basic_ack(tag)
 
-    def _receive(self, message: Any) -> None:
+    def _receive(self, queue: str, message: Any) -> None:
         try:
-            body = json.loads(message.body)
-            if body["v"] != 1:
-                raise ValueError(f"version {body['v']!r}")
-            job_id = _canonical_id(body["job_id"])
+            job_id = _read_job_id(_bytes(message.body))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._put_away(message, error)
             return
+        if not self._broker.memory:
+            self._unacknowledged.add(message.delivery_tag)
         self._received.append(
             Delivery(
                 job_id=job_id,
                 priority=message.properties.get("priority") or 0,
-                queue=queue_of(message.delivery_info["routing_key"]),
+                queue=queue,
                 tag=message.delivery_tag,
                 epoch=self._epoch,
                 received=time.monotonic(),
@@ -308,7 +337,8 @@ class Consumer:
     def _put_away(self, message: Any, error: Exception) -> None:
         self._log.error("unreadable message put away", reason=str(error)[:200])
         self._poison.publish_poison(_bytes(message.body))
-        self._channel.basic_ack(message.delivery_tag)
+        # Not at once: while it is read the connection does not wait for what it writes.
+        self._unreadable.append(message.delivery_tag)
 
     def _receive_control(self, message: Any) -> None:
         try:
@@ -323,8 +353,11 @@ class Consumer:
 
     def _lose_channel(self) -> None:
         self._consuming.clear()
-        self._consumer = self._channel = None
+        self._channel = None
+        self._consumer_tags.clear()
         self._acks.clear()
+        self._unacknowledged = Unacknowledged()
+        self._unreadable.clear()
         self._receiver.on_channel_lost(self._epoch)
 
     def _repair(self, error: BaseException) -> None:
@@ -355,6 +388,16 @@ class Consumer:
             abandon(connection)
         self._log.warning("deleted a broken queue", queue=name)
         return True
+
+
+def _read_job_id(body: bytes) -> str:
+    """Raises ValueError, KeyError, TypeError or RecursionError for what names no job."""
+    if match := _job_message(body):
+        return match[1].decode()
+    fields = json.loads(body)
+    if fields["v"] != 1:
+        raise ValueError(f"version {fields['v']!r}")
+    return _canonical_id(fields["job_id"])
 
 
 def _canonical_id(value: Any) -> str:

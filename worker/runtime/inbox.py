@@ -23,8 +23,8 @@ class Inbox:
         *,
         redelivered: bool,
     ) -> None:
-        """`claimable` is set whenever something came. `beat_now`: have the leases renewed at once.
-        `redelivered`: what a lost channel has delivered comes again."""
+        """`claimable` is set when something comes and nothing was there. `beat_now`: have the
+        leases renewed at once. `redelivered`: what a lost channel has delivered comes again."""
         self._claimable = claimable
         self._attempts = attempts
         self._beat_now = beat_now
@@ -41,9 +41,11 @@ class Inbox:
         with self._lock:
             if not self._open:
                 return False
+            was_empty = not self._heap
             for delivery in deliveries:
                 heapq.heappush(self._heap, (-delivery.priority, next(self._arrivals), delivery))
-        self._claimable.set()
+        if was_empty:  # else room is what it waits for
+            self._claimable.set()
         return True
 
     def on_channel_lost(self, epoch: int) -> None:

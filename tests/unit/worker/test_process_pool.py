@@ -423,7 +423,7 @@ def test_a_task_that_the_child_passes_over_is_taken_back_too(
         os.waitid(os.P_PID, child.process.pid, os.WSTOPPED)
         for number, run in ((101, first), (102, second)):
             pool._owners[run.task.key] = child, number
-            child.send_task(number, run)
+            child.send_tasks({number: run})
         overtaken = Overtaken(child, tmp_path / "started")
         child._tickets_theirs = cast(socket.socket, overtaken)
         pool._wake()
