@@ -51,11 +51,11 @@ class Inbox:
     def on_deliveries(self, deliveries: Sequence[Delivery]) -> bool:
         if not self.open:
             return False
+        for delivery in deliveries:
+            self.on_arrival(delivery)
         with self.changed:
             self.deliveries += deliveries
             self.changed.notify_all()
-        for delivery in deliveries:
-            self.on_arrival(delivery)
         return True
 
     def on_channel_lost(self, epoch: int) -> None:

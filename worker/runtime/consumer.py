@@ -38,7 +38,7 @@ from worker.runtime.acknowledging import Unacknowledged
 RECONNECT_SECONDS = 0.2, 5.0
 TICK_SECONDS = 1.0
 MEMORY_TICK_SECONDS = 0.05
-READ_MAX = 500  # messages, before acknowledgements get their turn again
+FRAMES_MAX = 1500  # three a message; then acknowledgements get their turn again
 INTERNAL_ERROR = 541
 PRECONDITION_FAILED = 406
 # For how long an acknowledgement may wait to share a call with those before it.
@@ -99,7 +99,6 @@ class Consumer:
         self._wanted = self._prefetch = prefetch
         self._acks: deque[tuple[Sequence[Delivery], bool]] = deque()
         self._unacknowledged = Unacknowledged()
-        self._unreadable: list[int] = []
         self._received: list[Delivery] = []  # in one read, to be handed on together
         self._stopping = threading.Event()
         self._resumed = threading.Event()
@@ -254,7 +253,7 @@ class Consumer:
 
     def _read(self, connection: kombu.Connection) -> None:
         if self._broker.memory:
-            self._drain(connection, MEMORY_TICK_SECONDS)
+            self._drain_memory(connection)
             return
         transport = connection.connection.transport
         buffered = getattr(transport.sock, "pending", lambda: 0)()  # of TLS
@@ -267,20 +266,33 @@ class Consumer:
                 os.read(self._wake_in, 65536)
             self._woken = False
         if transport.sock in ready or buffered:
-            before = transport.sock.gettimeout()
-            transport.sock.settimeout(0)  # once, not for each of a message's three frames
-            try:
-                self._drain(connection.connection, 0)
-            finally:
-                transport.sock.settimeout(before)
+            self._take_in(connection.connection)
 
-    def _drain(self, connection: Any, timeout: float) -> None:
+    def _take_in(self, connection: Any) -> None:
+        """All that has come, of py-amqp's connection: its own `drain_events` sets the socket's
+        timeout, and back, for each of a message's three frames."""
+        sock = connection.transport.sock
+        before = sock.gettimeout()
+        frames: list[Any] = []
+        sock.settimeout(0)
         try:
             with suppress(TimeoutError):  # nothing more to read
-                for _ in range(READ_MAX):
-                    connection.drain_events(timeout=timeout)
-                    if self._broker.memory and (self._acks or self._received):
-                        return
+                while len(frames) < FRAMES_MAX:
+                    frames.append(connection.transport.read_frame())
+        finally:
+            sock.settimeout(before)
+        # Only now: what a frame says may make py-amqp ask the broker something, and wait for it.
+        try:
+            for frame in frames:
+                connection.on_inbound_frame(frame)
+        finally:
+            self._hand_on()
+
+    def _drain_memory(self, connection: kombu.Connection) -> None:
+        try:
+            with suppress(TimeoutError):
+                while not self._acks and not self._received:
+                    connection.drain_events(timeout=MEMORY_TICK_SECONDS)
         finally:
             self._hand_on()
 
@@ -292,7 +304,7 @@ class Consumer:
                 self.give_back(received)
 
     def _send_acks(self) -> None:
-        done, self._unreadable = self._unreadable, []
+        done: list[int] = []
         while self._acks:
             deliveries, is_done = self._acks.popleft()
             for delivery in deliveries:
@@ -337,8 +349,7 @@ class Consumer:
     def _put_away(self, message: Any, error: Exception) -> None:
         self._log.error("unreadable message put away", reason=str(error)[:200])
         self._poison.publish_poison(_bytes(message.body))
-        # Not at once: while it is read the connection does not wait for what it writes.
-        self._unreadable.append(message.delivery_tag)
+        self._channel.basic_ack(message.delivery_tag)
 
     def _receive_control(self, message: Any) -> None:
         try:
@@ -357,7 +368,6 @@ class Consumer:
         self._consumer_tags.clear()
         self._acks.clear()
         self._unacknowledged = Unacknowledged()
-        self._unreadable.clear()
         self._receiver.on_channel_lost(self._epoch)
 
     def _repair(self, error: BaseException) -> None:

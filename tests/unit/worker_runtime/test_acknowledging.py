@@ -28,7 +28,12 @@ def test_what_is_done_beyond_a_gap_is_acknowledged_alone() -> None:
 
 def test_what_is_beyond_a_gap_waits_once_for_the_gap_to_close() -> None:
     tags = received(5)
-    rounds = (([2, 3], (None, [3])), ([1], (2, [])), ([5], (None, [])), ([], (None, [5])))
+    rounds: tuple[tuple[list[int], tuple[int | None, list[int]]], ...] = (
+        ([2, 3], (None, [3])),
+        ([1], (2, [])),
+        ([5], (None, [])),
+        ([], (None, [5])),
+    )
     waiting = []
     for done, told in rounds:
         assert tags.take(done, keep=1) == told
