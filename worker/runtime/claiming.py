@@ -10,14 +10,14 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from jobsvc import metrics, telemetry, vital
 from jobsvc.core.attempts import Interrupted
 from jobsvc.core.model import Effects
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
-from jobsvc.store import dispatching, verbs
+from jobsvc.store import dispatching, hot, verbs
 from jobsvc.store.database import Database
 from jobsvc.store.verbs import ClaimResult
 from worker.pool import Pool
@@ -138,30 +138,39 @@ class Claiming:
         self._claimed_at = time.monotonic()
 
     def _claim(self, batch: Mapping[str, Delivery]) -> None:
-        began = time.monotonic()
+        token = str(uuid.uuid4())
         try:
-            result = self._write_claim(batch)
+            plain = self._claim_plain(batch, token)
+            self._claim_others({i: batch[i] for i in batch if i not in plain}, token)
         except DatabaseUnavailable:
             return  # and we stop: what was not claimed stays where it is
-        except Exception:  # noqa: BLE001 - logged; the others must not wait for a bad one
-            self._log.exception("cannot claim", job_ids=list(batch))
-            if len(batch) == 1:  # redispatch brings it back, ever more seldom
-                self._consumer.acknowledge(list(batch.values()))
-            else:
-                for job_id, delivery in batch.items():
-                    self._claim({job_id: delivery})
-            return
-        claimed = {each.job_id: each for each in result.claimed}
-        # In the order of the batch, which is that of the priorities.
-        attempts = [Attempt(claimed[i], batch[i], began) for i in batch if i in claimed]
-        self._attempts.add(attempts, began)
-        self._pool.submit([attempt.claimed for attempt in attempts])
-        self._outbox.tell(result.effects)
-        self._tell_started(attempts)
-        self._drop([delivery for i, delivery in batch.items() if i not in claimed])
 
-    def _write_claim(self, batch: Mapping[str, Delivery]) -> ClaimResult:
-        token = str(uuid.uuid4())
+    def _claim_plain(self, batch: Mapping[str, Delivery], token: str) -> Collection[str]:
+        """Answers the ids of those that run now."""
+        began = time.monotonic()
+        priorities = {job_id: delivery.priority for job_id, delivery in batch.items()}
+        types = self._pool.job_types
+
+        def claim() -> ClaimResult:
+            return hot.claim(self._database, priorities, types, self._worker_id, token, self._lease)
+
+        try:
+            result = persist(claim, self._keep_trying)
+        except DatabaseUnavailable:
+            raise
+        except Exception:  # noqa: BLE001 - logged; the verb finds out which one it is
+            self._log.exception("cannot claim by one statement", job_ids=list(batch))
+            return ()
+        self._resume()
+        self._claim_seconds += (time.monotonic() - began - self._claim_seconds) / 8
+        return self._begin(batch, result, began)
+
+    def _claim_others(self, batch: Mapping[str, Delivery], token: str) -> None:
+        """Those that are not plain, or that a claim under this token whose answer was lost has
+        taken; what cannot be claimed is dropped."""
+        if not batch:
+            return
+        began = time.monotonic()
         priorities = {job_id: delivery.priority for job_id, delivery in batch.items()}
         types = self._pool.job_types
 
@@ -172,11 +181,34 @@ class Claiming:
                 )
             )
 
-        began = time.monotonic()
-        result = persist(claim, self._keep_trying)
-        self._claim_seconds += (time.monotonic() - began - self._claim_seconds) / 8
+        try:
+            result = persist(claim, self._keep_trying)
+        except DatabaseUnavailable:
+            raise
+        except Exception:  # noqa: BLE001 - logged; the others must not wait for a bad one
+            self._log.exception("cannot claim", job_ids=list(batch))
+            if len(batch) == 1:  # redispatch brings it back, ever more seldom
+                self._consumer.acknowledge(list(batch.values()))
+            else:
+                for job_id, delivery in batch.items():
+                    self._claim_others({job_id: delivery}, token)
+            return
         self._resume()
-        return result
+        claimed = self._begin(batch, result, began)
+        self._drop([delivery for i, delivery in batch.items() if i not in claimed])
+
+    def _begin(
+        self, batch: Mapping[str, Delivery], result: ClaimResult, began: float
+    ) -> Collection[str]:
+        """Hands to the pool what was claimed; answers its ids."""
+        claimed = {each.job_id: each for each in result.claimed}
+        # In the order of the batch, which is that of the priorities.
+        attempts = [Attempt(claimed[i], batch[i], began) for i in batch if i in claimed]
+        self._attempts.add(attempts, began)
+        self._pool.submit([attempt.claimed for attempt in attempts])
+        self._outbox.tell(result.effects)
+        self._tell_started(attempts)
+        return claimed
 
     def _keep_trying(self, seconds: float) -> bool:
         """Until the worker stops. If the database stays away all messages are let go of meanwhile:

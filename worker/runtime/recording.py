@@ -28,7 +28,7 @@ from jobsvc.core.attempts import (
 from jobsvc.core.model import Effects
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
-from jobsvc.store import verbs
+from jobsvc.store import hot, verbs
 from jobsvc.store.database import Database
 from jobsvc.store.verbs.running import LOG_BYTES_MAX, LOG_BYTES_MIN, OUTPUT_BYTES_MAX
 from worker.runtime.attempts import Attempt, Attempts
@@ -164,13 +164,37 @@ class Recording:
         self._outbox.tell(effects)
 
     def _record_endings(self, endings: Mapping[Attempt, Ending]) -> None:
-        accepted = self._finish(
-            {a.job_id: (a.token, ending) for a, ending in endings.items() if not a.lost}
-        )
+        batch = {a.job_id: (a.token, ending) for a, ending in endings.items() if not a.lost}
+        accepted = self._write_endings(batch) if batch else frozenset()
         self._attempts.remove(endings)
         self._consumer.acknowledge([a.delivery for a in endings if not a.detached])
         for attempt, ending in endings.items():
             self._log_ending(attempt.claimed, ending, attempt.job_id in accepted)
+
+    def _write_endings(self, batch: dict[str, tuple[str, Ending]]) -> frozenset[str]:
+        """Answers the ids whose ending was accepted."""
+        try:
+            plain = self._succeed(batch)
+        except DatabaseUnavailable:
+            self._log.error("outcomes not recorded", job_ids=list(batch))
+            return frozenset()
+        return plain | self._finish({i: batch[i] for i in batch if i not in plain})
+
+    def _succeed(self, batch: dict[str, tuple[str, Ending]]) -> frozenset[str]:
+        """The plain ones; answers their ids. Raises DatabaseUnavailable."""
+
+        def succeed() -> tuple[frozenset[str], Effects]:
+            return hot.succeed(self._database, batch)
+
+        try:
+            accepted, effects = persist(succeed, self._keep_trying)
+        except DatabaseUnavailable:
+            raise
+        except Exception:  # noqa: BLE001 - logged; the verb finds out which one it is
+            self._log.exception("cannot record successes by one statement", job_ids=list(batch))
+            return frozenset()
+        self._outbox.tell(effects)
+        return accepted
 
     def _finish(self, batch: dict[str, tuple[str, Ending]]) -> frozenset[str]:
         """Answers the ids whose ending was accepted. One that the database refuses for what is in
