@@ -163,12 +163,12 @@ class Outbox:
 
     def _step(self) -> None:
         dispatches, changes, controls = self._take()
-        if dispatches:
-            self._publish(dispatches)
-        if changes:
+        if changes:  # first: somebody is looking, and nothing is waited for
             self._publisher.hint(changes)
         for body in controls:
             self._publisher.control(body)
+        if dispatches:
+            self._publish(dispatches)
         self._publisher.keep_alive()
         self._publisher.connect()
         if self._relay_interval is not None:

@@ -65,6 +65,17 @@ def test_nothing_is_left_behind_for_a_transaction(database: Database) -> None:
     assert database.read(lambda c: c.execute(count).scalar_one()) == 0
 
 
+COMMITS = "SELECT $1, current_setting('synchronous_commit')"
+
+
+def test_only_what_is_not_durable_waits_for_no_disk(database: Database) -> None:
+    hasty = Statement("hasty", ("int",), COMMITS, durable=False)
+    patient = Statement("patient", ("int",), COMMITS)
+    for _ in range(2):
+        assert database.once(hasty, 1) == [(1, "off")]
+        assert database.once(patient, 1) == [(1, "on")]
+
+
 def test_what_it_refuses_is_the_callers(database: Database) -> None:
     with pytest.raises(psycopg2.errors.DivisionByZero):
         database.once(Statement("division", ("int",), "SELECT 1 / $1"), 0)

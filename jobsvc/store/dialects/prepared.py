@@ -25,18 +25,21 @@ _PREPARED = "jobsvc_prepared"
 @dataclass(frozen=True)
 class Statement:
     """`text` says `$1`, `$2` … once each and in that order; `kinds` are their types. `name` is
-    that of no other."""
+    that of no other. Not `durable`: a crash of the database may take back what it wrote, and so
+    its commit waits for no disk."""
 
     name: str
     kinds: tuple[str, ...]
     text: str
+    durable: bool = True
 
     @classmethod
-    def from_file(cls, name: str, *kinds: str) -> Statement:
+    def from_file(cls, name: str, *kinds: str, durable: bool = True) -> Statement:
         """That of `jobsvc/store/hot/NAME.sql`."""
         file = resources.files("jobsvc.store.hot") / f"{name}.sql"
         lines = file.read_text(encoding="utf-8").splitlines()
-        return cls(name, kinds, "\n".join(each for each in lines if not each.startswith("--")))
+        text = "\n".join(each for each in lines if not each.startswith("--"))
+        return cls(name, kinds, text, durable)
 
     @cached_property
     def prepare(self) -> str:
@@ -44,14 +47,19 @@ class Statement:
 
     @cached_property
     def execute(self) -> str:
-        return f"EXECUTE {self.name}{_listed(['%s'] * len(self.kinds))}"
+        return f"{self._before}EXECUTE {self.name}{_listed(['%s'] * len(self.kinds))}"
 
     @cached_property
     def in_full(self) -> str:
         """For a connection on which nothing may stay behind, as behind a pooler."""
         given = iter(self.kinds)
         text = re.sub(r"\$\d+", lambda _: f"%s::{next(given)}", self.text.replace("%", "%%"))
-        return "".join(f"SET LOCAL {each}; " for each in _PLANNING) + text
+        return "".join(f"SET LOCAL {each}; " for each in _PLANNING) + self._before + text
+
+    @property
+    def _before(self) -> str:
+        """In the same query string, and so in the same transaction."""
+        return "" if self.durable else "SET LOCAL synchronous_commit = off; "
 
 
 def _listed(each: Sequence[str]) -> str:

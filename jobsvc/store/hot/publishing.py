@@ -9,7 +9,7 @@ from jobsvc.store import dispatching
 from jobsvc.store.database import Database
 from jobsvc.store.dialects.prepared import Statement
 
-FORGET: Final = Statement.from_file("forget_published", "bigint[]")
+FORGET: Final = Statement.from_file("forget_published", "bigint[]", durable=False)
 
 
 def forget_published(database: Database, outbox_ids: Sequence[int]) -> None:
