@@ -15,6 +15,7 @@ import socket
 import threading
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
@@ -23,6 +24,7 @@ from typing import Any, cast
 import prometheus_client
 import structlog
 from prometheus_client import CollectorRegistry
+from structlog.processors import format_exc_info
 from structlog.typing import FilteringBoundLogger, Processor, WrappedLogger
 
 from jobsvc.settings import METRICS_LISTEN, Settings, split_address
@@ -31,6 +33,7 @@ EventDict = MutableMapping[str, Any]
 
 _STDERR = 2
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_LEVEL_NAMES = {"warn": "warning", "exception": "error"}  # of methods that are not named like one
 _HIDDEN = frozenset(
     {"payload", "result", "token", "lease_token", "password", "secret", "authorization"}
 )
@@ -62,18 +65,26 @@ class _Stderr:
     debug = info = warning = error = critical = exception = msg
 
 
-def _hide(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    if not _HIDDEN.isdisjoint(event):
-        for name in _HIDDEN & event.keys():
-            event[name] = "***"
-    return event
+def _describe(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """In one step, for our own records and for the libraries': when, how bad, what, its fields, and
+    whose it is."""
+    theirs = event.get("_record")
+    record: dict[str, Any] = {
+        "time": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "level": _LEVEL_NAMES.get(method, method),
+        "event": event.pop("event"),
+        **event,
+        "logger": logger.name if theirs is None else theirs.name,
+    }
+    if "exc_info" in record:
+        format_exc_info(logger, method, record)
+    for name in _HIDDEN & record.keys():
+        record[name] = "***"
+    return record
 
 
 def _json(_: WrappedLogger, __: str, event: EventDict) -> str:
-    return _encode_json(
-        {"time": event.pop("time"), "level": event.pop("level"), "event": event.pop("event")}
-        | cast(dict[str, Any], event)
-    )
+    return _encode_json(event)
 
 
 def _console(_: WrappedLogger, __: str, event: EventDict) -> str:
@@ -96,16 +107,9 @@ def configure(settings: Settings) -> None:
     Libraries are heard from WARNING on, whatever the level: below it, SQLAlchemy would log the
     parameters of its statements, payloads among them.
     """
-    shared: list[Processor] = [
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-        structlog.processors.format_exc_info,
-        _hide,
-    ]
     render: Processor = _json if settings.log_format == "json" else _console
     structlog.configure(
-        processors=[*shared, render],
+        processors=[_describe, render],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.log_level]),
         logger_factory=_Stderr,
         cache_logger_on_first_use=True,
@@ -113,7 +117,7 @@ def configure(settings: Settings) -> None:
     bridge = logging.StreamHandler(_Stderr())
     bridge.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), _describe],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
         )
     )
@@ -126,7 +130,21 @@ def configure(settings: Settings) -> None:
 def get_logger(name: str) -> FilteringBoundLogger:
     """A logger whose records carry `logger=name`. May be called at import: the configuration is
     looked up at the first record and kept from then on."""
-    return cast(FilteringBoundLogger, structlog.get_logger(name))
+    return cast(FilteringBoundLogger, _Lazy(name))
+
+
+class _Lazy:
+    """Keeps each method of structlog's logger once it was used: to look one up anew costs more than
+    a record that the level drops."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(structlog.get_logger(self._name).bind(), name)
+        if structlog.get_config()["cache_logger_on_first_use"]:
+            setattr(self, name, attribute)
+        return attribute
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
 import structlog
@@ -102,6 +103,16 @@ def test_a_level_that_is_off_writes_nothing(capfd: Capture) -> None:
     log.info("quiet")
     log.warning("loud")
     assert [record["event"] for record in records(capfd)] == ["loud"]
+
+
+def test_a_logger_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    configure("json")
+    lookups = Mock(wraps=structlog.get_logger)
+    monkeypatch.setattr(structlog, "get_logger", lookups)
+    log = telemetry.get_logger("x")
+    for _ in range(3):
+        log.debug("quiet")
+    assert lookups.call_count == 1
 
 
 def test_libraries_are_heard_from_warning_on_the_same_way(capfd: Capture) -> None:
