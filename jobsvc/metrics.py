@@ -11,6 +11,7 @@ Where a server is several processes, they are told as one: `bootstrap/merging.py
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -95,6 +96,10 @@ LARGEST = frozenset(
 SMALLEST = frozenset({"jobsvc_ready", "jobsvc_broker_up", "process_start_time_seconds"})
 
 _kinds: set[tuple[str, str]] = set()
+# Children by what is counted: to look one up by its labels costs more than to count. Of bounded
+# kinds only, or whoever names job types could fill the memory.
+_step_children: dict[Step, Counter] = {}
+_kind_children: dict[tuple[Histogram, str, str], Histogram] = {}
 
 
 def kind(job_type: str, queue: str) -> tuple[str, str]:
@@ -107,6 +112,30 @@ def kind(job_type: str, queue: str) -> tuple[str, str]:
     return pair
 
 
+@functools.cache
+def call_child(method: str, code: str) -> Histogram:
+    """Of CALLS. Only for methods that we have."""
+    return CALLS.labels(method, code)
+
+
+def kind_child(metric: Histogram, job_type: str, queue: str) -> Histogram:
+    """The child of WAIT or RUN for a job type and queue."""
+    key = metric, job_type, queue
+    child = _kind_children.get(key)
+    if child is None:
+        labels = kind(job_type, queue)
+        child = metric.labels(*labels)
+        if labels == (job_type, queue):
+            _kind_children[key] = child
+    return child
+
+
 def count_steps(steps: Mapping[Step, int]) -> None:
     for step, count in steps.items():
-        STEPS.labels(step.event, step.state, *kind(step.job_type, step.queue)).inc(count)
+        child = _step_children.get(step)
+        if child is None:
+            labels = kind(step.job_type, step.queue)
+            child = STEPS.labels(step.event, step.state, *labels)
+            if labels == (step.job_type, step.queue):
+                _step_children[step] = child
+        child.inc(count)
