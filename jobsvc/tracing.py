@@ -20,10 +20,12 @@ with suppress(ImportError):
     from opentelemetry import trace
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Span
+    from opentelemetry.trace import Span, Tracer
+
+# Makes the spans; none are made without it.
+_tracer: Tracer | None = None
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-_TRACER = "jobsvc"
 
 _traceparent = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
@@ -70,6 +72,7 @@ call_trace: ContextVar[CallTrace] = ContextVar("call_trace")
 
 def configure(role: str) -> None:
     """Exports spans of this process as `jobsvc-ROLE` where that is wanted and installed."""
+    global _tracer
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -81,14 +84,15 @@ def configure(role: str) -> None:
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
+    _tracer = provider.get_tracer("jobsvc")
 
 
 def begin_call(name: str, metadata: Iterable[tuple[str, Any]]) -> CallTrace:
     """Continues the trace of a `traceparent` among the metadata, else begins one."""
     parent = _parent(metadata)
-    if not _recording():
+    if _tracer is None:
         return CallTrace(*parent[:2]) if parent else CallTrace(f"{random.getrandbits(128):032x}")
-    span = trace.get_tracer(_TRACER).start_span(
+    span = _tracer.start_span(
         name,
         context=_context(*parent) if parent else None,
         kind=trace.SpanKind.SERVER,
@@ -101,11 +105,11 @@ def begin_call(name: str, metadata: Iterable[tuple[str, Any]]) -> CallTrace:
 def begin_attempt(attempt: Traced, worker_id: str) -> Span | None:
     """A span of its own trace's making would hide the wait in the queue: it belongs to the job's
     trace, and links to the call that submitted it."""
-    if not _recording():
+    if _tracer is None:
         return None
     submitted = _context(attempt.trace_id, attempt.span_id, "01") if attempt.span_id else None
     links = [trace.Link(trace.get_current_span(submitted).get_span_context())] if submitted else []
-    return trace.get_tracer(_TRACER).start_span(
+    return _tracer.start_span(
         f"run {attempt.job_type}",
         context=submitted,
         kind=trace.SpanKind.CONSUMER,
@@ -126,12 +130,6 @@ def end_attempt(span: Span | None, outcome: str, *, failed: bool) -> None:
         if failed:
             span.set_status(trace.StatusCode.ERROR, outcome)
         span.end()
-
-
-def _recording() -> bool:
-    return "trace" in globals() and not isinstance(
-        trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider
-    )
 
 
 def _parent(metadata: Iterable[tuple[str, Any]]) -> tuple[str, str, str] | None:

@@ -8,9 +8,11 @@ with UNKNOWN, and lets a SystemExit in a handler end the event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self, TypeAlias
 
@@ -42,6 +44,10 @@ WRITE_SECONDS_MAX = 20.0
 ABORT_SECONDS_MAX = 1.0
 
 
+# Of the call that the running task serves; each look at its context makes them anew.
+_metadata: ContextVar[Iterable[tuple[str, Any]]] = ContextVar("metadata")
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who calls (the name of a token, or `anonymous`), and under which trace."""
@@ -55,6 +61,25 @@ def caller() -> Caller:
     """Of the call that the current task serves."""
     traced = call_trace.get()
     return Caller(admitted.get().name, traced.trace_id, traced.span_id)
+
+
+class _UnderWay:
+    """Counts the calls that have begun. grpc's own stop() does not wait for a handler that is
+    ending its call with an error."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.none = asyncio.Event()
+        self.none.set()
+
+    def __enter__(self) -> None:
+        self.count += 1
+        self.none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+        if not self.count:
+            self.none.set()
 
 
 class _ClientGone(Exception):
@@ -81,10 +106,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         self._abort_seconds_max = abort_seconds_max
         self._handlers: dict[str, Handler] = {}
         self._draining = False
-        # grpc's own stop() does not wait for a handler that is ending its call with an error.
-        self._calls = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._under_way = _UnderWay()
 
     def refuse_calls(self) -> None:
         """From now on each new call is answered with Draining."""
@@ -94,9 +116,9 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         """Returns once no call of ours is under way, or the time is over."""
         try:
             async with asyncio.timeout(seconds_max):
-                await self._idle.wait()
+                await self._under_way.none.wait()
         except TimeoutError:
-            log.warning("calls cut off", calls=self._calls)
+            log.warning("calls cut off", calls=self._under_way.count)
 
     async def intercept_service(
         self,
@@ -111,8 +133,10 @@ class CallBoundary(grpc.aio.ServerInterceptor):
             if handler is None or not path.startswith(OURS):
                 return handler
             known = self._handlers[name] = self._wrap(name, handler)
+        metadata = handler_call_details.invocation_metadata or ()
+        _metadata.set(metadata)
         try:
-            admitted.set(self.access.admit(name, handler_call_details.invocation_metadata))
+            admitted.set(self.access.admit(name, metadata))
         except JobsvcError as error:
             return self._refusing(name, error)
         return known
@@ -121,8 +145,8 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         """Reads nothing of the request, whose bytes are never waited for or received."""
 
         async def call(_requests: object, context: Context) -> None:
-            with self._counted():
-                call_trace.set(begin_call(name, context.invocation_metadata() or ()))
+            with self._under_way:
+                call_trace.set(begin_call(name, _metadata.get()))
                 await self._end(name, time.monotonic(), error, context)
 
         return grpc.stream_stream_rpc_method_handler(call)
@@ -138,9 +162,9 @@ class CallBoundary(grpc.aio.ServerInterceptor):
 
     def _unary(self, name: str, method: Any, decode: Any) -> Any:
         async def call(data: bytes, context: Context) -> bytes:
-            with self._counted():
+            with self._under_way:
                 start = time.monotonic()
-                call_trace.set(begin_call(name, context.invocation_metadata() or ()))
+                call_trace.set(begin_call(name, _metadata.get()))
                 try:
                     self._begin(name)
                     response: Message = await method(_decoded(decode, data, name), context)
@@ -154,9 +178,9 @@ class CallBoundary(grpc.aio.ServerInterceptor):
 
     def _stream(self, name: str, method: Any, decode: Any) -> Any:
         async def call(data: bytes, context: Context) -> None:
-            with self._counted():
+            with self._under_way:
                 start = time.monotonic()
-                call_trace.set(begin_call(name, context.invocation_metadata() or ()))
+                call_trace.set(begin_call(name, _metadata.get()))
                 try:
                     self._begin(name)
                     request = _decoded(decode, data, name)
@@ -170,17 +194,6 @@ class CallBoundary(grpc.aio.ServerInterceptor):
                     await self._end(name, start, error, context)
 
         return call
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._calls += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            if not self._calls:
-                self._idle.set()
 
     def _begin(self, name: str) -> None:
         self.access.check(name)
@@ -288,13 +301,14 @@ def _cancelled(error: BaseException) -> bool:
 
 
 def _account(name: str, code: str, start: float) -> None:
-    metrics.CALLS.labels(name, code).observe(time.monotonic() - start)
+    metrics.call_child(name, code).observe(time.monotonic() - start)
     call_trace.get().end(code)
 
 
 def _log_answered(name: str, start: float) -> None:
     _account(name, "OK", start)
-    log.debug("call", method=name, code="OK", ms=_ms_since(start), **_caller())
+    if log.is_enabled_for(logging.DEBUG):
+        log.debug("call", method=name, code="OK", ms=_ms_since(start), **_caller())
 
 
 def _log_failure(name: str, start: float, error: BaseException, answer: status.Answer) -> None:

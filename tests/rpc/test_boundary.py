@@ -6,14 +6,17 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import Mock
 
 import grpc.aio
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from generated.jobsvc.v1 import job_pb2, job_service_pb2_grpc
 from generated.jobsvc.v1 import job_service_pb2 as pb
 from jobsvc.errors import JobUnknown, LimitReached
+from jobsvc.rpc import interceptors
 from jobsvc.rpc.access import Access
 from jobsvc.rpc.interceptors import CallBoundary
 from tests.rpc.status import read_into, refused, stream_refused
@@ -90,6 +93,19 @@ def watching(error: BaseException) -> Watch:
 
 async def answering() -> pb.GetJobResponse:
     return pb.GetJobResponse()
+
+
+@pytest.mark.parametrize(("level", "times"), [("info", 0), ("debug", 1)])
+async def test_nothing_is_computed_for_a_record_that_is_dropped(
+    world: World, monkeypatch: pytest.MonkeyPatch, level: str, times: int
+) -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
+    fields = Mock(wraps=interceptors._caller)
+    monkeypatch.setattr(interceptors, "_caller", fields)
+    world.servicer.get = answering
+    with capture_logs() as records:
+        await world.get()
+    assert fields.call_count == len(records) == times
 
 
 OURS = [
