@@ -133,7 +133,8 @@ def labels(labels: Mapping[str, str], path: str) -> Violations:
 
 
 def span(message: Message, field: str, prefix: str, low: int, high: int, what: str) -> Violations:
-    """Checks the Duration `field`, where it is set, against bounds in nanoseconds."""
+    """Checks the Duration `field`, where it is set, against bounds in nanoseconds. `prefix`: goes
+    before its path."""
     if not message.HasField(field):
         return []
     nanoseconds = nanoseconds_of(getattr(message, field))

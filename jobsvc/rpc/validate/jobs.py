@@ -28,25 +28,25 @@ def submit_job(
 ) -> Violations:
     """`now`: nanoseconds since 1970. `prefix`: goes before every path, such as
     `requests[3].`."""
-    found = fields.job_type(request.job_type, f"{prefix}job_type")
+    found = fields.job_type(request.job_type, "job_type")
     if request.queue:
-        found += fields.queue(request.queue, f"{prefix}queue")
-    found += _priority(request.priority, f"{prefix}priority")
+        found += fields.queue(request.queue, "queue")
+    found += _priority(request.priority, "priority")
     if not 0 <= request.max_attempts <= 100:
-        found.append(Violation(f"{prefix}max_attempts", "must be 1 to 100, or 0 for the default"))
+        found.append(Violation("max_attempts", "must be 1 to 100, or 0 for the default"))
     if request.idempotency_key:
-        path = f"{prefix}idempotency_key"
-        found += fields.text(request.idempotency_key, path, fields.KEY_CHARACTERS_MAX)
+        key = request.idempotency_key
+        found += fields.text(key, "idempotency_key", fields.KEY_CHARACTERS_MAX)
     if request.HasField("unique"):
-        found += _unique(request.unique, f"{prefix}unique.")
+        found += _unique(request.unique, "unique.")
     if request.HasField("concurrency"):
-        found += _concurrency(request.concurrency, f"{prefix}concurrency.")
+        found += _concurrency(request.concurrency, "concurrency.")
     if request.labels:
-        found += fields.labels(request.labels, f"{prefix}labels")
-    found += _times(request, prefix, now)
-    found += _spans(request, prefix)
-    found += payload.job_input(request, types.get(request.job_type), prefix)
-    return found
+        found += fields.labels(request.labels, "labels")
+    found += _times(request, now)
+    found += _spans(request)
+    found += payload.job_input(request, types.get(request.job_type))
+    return [Violation(f"{prefix}{each.field}", each.description) for each in found]
 
 
 def submit_jobs(request: job_service_pb2.SubmitJobsRequest, types: Types, now: int) -> Violations:
@@ -157,26 +157,26 @@ def _concurrency(concurrency: job_pb2.Concurrency, prefix: str) -> Violations:
     return found
 
 
-def _times(request: job_service_pb2.SubmitJobRequest, prefix: str, now: int) -> Violations:
+def _times(request: job_service_pb2.SubmitJobRequest, now: int) -> Violations:
     found: Violations = []
     match request.WhichOneof("when"):
         case "schedule_time":
-            found += fields.moment(request.schedule_time, f"{prefix}schedule_time", now)
+            found += fields.moment(request.schedule_time, "schedule_time", now)
         case "delay":
-            found += fields.span(request, "delay", prefix, 0, SPAN_MAX, "0 to 366 days")
+            found += fields.span(request, "delay", "", 0, SPAN_MAX, "0 to 366 days")
     match request.WhichOneof("expiration"):
         case "expire_time":
-            found += fields.moment(request.expire_time, f"{prefix}expire_time", now)
+            found += fields.moment(request.expire_time, "expire_time", now)
         case "ttl":
-            found += fields.span(request, "ttl", prefix, 1, SPAN_MAX, "above 0, at most 366 days")
+            found += fields.span(request, "ttl", "", 1, SPAN_MAX, "above 0, at most 366 days")
     return found
 
 
-def _spans(request: job_service_pb2.SubmitJobRequest, prefix: str) -> Violations:
-    found = fields.span(request, "timeout", prefix, SECOND, DAY, "1 s to 24 h")
-    found += fields.span(request, "retention", prefix, HOUR, SPAN_MAX, "1 h to 366 days")
+def _spans(request: job_service_pb2.SubmitJobRequest) -> Violations:
+    found = fields.span(request, "timeout", "", SECOND, DAY, "1 s to 24 h")
+    found += fields.span(request, "retention", "", HOUR, SPAN_MAX, "1 h to 366 days")
     if request.HasField("retry_policy"):
-        found += _retry_policy(request.retry_policy, f"{prefix}retry_policy.")
+        found += _retry_policy(request.retry_policy, "retry_policy.")
     return found
 
 

@@ -33,20 +33,20 @@ INTEGER_MAX = 2.0**53
 _plain_member = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}").fullmatch
 
 
-def job_input(
-    request: job_service_pb2.SubmitJobRequest, info: JobTypeInfo | None, prefix: str
-) -> Violations:
+def job_input(request: job_service_pb2.SubmitJobRequest, info: JobTypeInfo | None) -> Violations:
     schema = _validator(info.payload_schema) if info and info.payload_schema else None
     if request.WhichOneof("input") == "payload_blob":
-        found = _blob(request.payload_blob, f"{prefix}payload_blob")
+        found = _blob(request.payload_blob, "payload_blob")
         if schema:
-            found.append(Violation(f"{prefix}payload_blob", "this job type takes a JSON payload"))
+            found.append(Violation("payload_blob", "this job type takes a JSON payload"))
         return found
     # An unset payload is the empty object, which a schema can refuse too.
-    found = _payload(request.payload, f"{prefix}payload")
-    if found or not schema:
-        return found
-    return _schema(request.payload, schema, f"{prefix}payload")
+    value = _read(request.payload)
+    if value is None:
+        return _violations(request.payload, "payload")
+    if not schema or schema.is_valid(value):
+        return []
+    return _schema(value, schema, "payload")
 
 
 def _blob(blob: job_pb2.Blob, path: str) -> Violations:
@@ -56,8 +56,78 @@ def _blob(blob: job_pb2.Blob, path: str) -> Violations:
     return found
 
 
-def _payload(payload: Struct, path: str) -> Violations:
-    """Iterative: protobuf's own limit on depth does not hold everywhere, and Python's is ours."""
+def _read(payload: Struct) -> dict[str, Any] | None:
+    """The JSON value, made while the limits are checked; None if one is broken."""
+    if payload.ByteSize() > PAYLOAD_BYTES_MAX:
+        return None
+    try:
+        return _Reader().read_object(payload, 1)
+    except _Flawed:
+        return None
+
+
+class _Flawed(Exception):
+    """Which limit is broken, and where, `_violations` finds out."""
+
+
+class _Reader:
+    """Of one payload. Recursion is safe: it ends where the depth is checked."""
+
+    def __init__(self) -> None:
+        self._left = PAYLOAD_VALUES_MAX
+
+    def read_object(self, message: Struct, depth: int) -> dict[str, Any]:
+        fields = message.fields
+        self._enter(len(fields), depth)
+        value = {}
+        for key in fields:
+            if "\0" in key:
+                raise _Flawed
+            value[key] = self._read(fields[key], depth)
+        return value
+
+    def _read_list(self, message: ListValue, depth: int) -> list[Any]:
+        self._enter(len(message.values), depth)
+        return [self._read(each, depth) for each in message.values]
+
+    def _enter(self, count: int, depth: int) -> None:
+        self._left -= count
+        if self._left < 0 or depth > PAYLOAD_DEPTH_MAX:
+            raise _Flawed
+
+    def _read(self, value: Value, depth: int) -> Any:
+        kind = value.WhichOneof("kind")
+        if kind == "string_value":
+            text = value.string_value
+            if "\0" in text:
+                raise _Flawed
+            return text
+        if kind == "number_value":
+            return _number(value.number_value)
+        if kind == "bool_value":
+            return value.bool_value
+        if kind == "struct_value":
+            return self.read_object(value.struct_value, depth + 1)
+        if kind == "list_value":
+            return self._read_list(value.list_value, depth + 1)
+        if kind is None:
+            raise _Flawed
+        return None
+
+
+def _number(number: float) -> int | float:
+    """Whole numbers become int."""
+    if number.is_integer():
+        return int(number) if abs(number) <= INTEGER_MAX else number
+    if not math.isfinite(number):
+        raise _Flawed
+    return number
+
+
+def _violations(payload: Struct, path: str) -> Violations:
+    """What is wrong with a payload that could not be read.
+
+    Iterative: protobuf's own limit on depth does not hold everywhere, and Python's is ours."""
     if payload.ByteSize() > PAYLOAD_BYTES_MAX:
         return [Violation(path, "must be at most 1 MiB as an encoded Struct")]
     found: Violations = []
@@ -120,10 +190,7 @@ def _validator(schema: str) -> jsonschema_rs.Validator | None:
         return None
 
 
-def _schema(payload: Struct, schema: jsonschema_rs.Validator, path: str) -> Violations:
-    value = {key: _python(each) for key, each in payload.fields.items()}
-    if schema.is_valid(value):
-        return []
+def _schema(value: dict[str, Any], schema: jsonschema_rs.Validator, path: str) -> Violations:
     found: Violations = []
     for error in schema.iter_errors(value):
         found += _schema_violations(error, functools.reduce(_member, error.instance_path, path))
@@ -141,21 +208,3 @@ def _schema_violations(error: jsonschema_rs.ValidationError, place: str) -> Viol
         case "additionalProperties":
             return [Violation(_member(place, each), "is not known") for each in kind.unexpected]
     return [Violation(place, error.message)]
-
-
-def _python(value: Value) -> Any:
-    """The JSON value; recursion is safe, the depth was checked. Whole numbers become int."""
-    match value.WhichOneof("kind"):
-        case "string_value":
-            return value.string_value
-        case "number_value":
-            number = value.number_value
-            whole = number.is_integer() and abs(number) <= INTEGER_MAX
-            return int(number) if whole else number
-        case "bool_value":
-            return value.bool_value
-        case "struct_value":
-            return {key: _python(each) for key, each in value.struct_value.fields.items()}
-        case "list_value":
-            return [_python(each) for each in value.list_value.values]
-    return None
