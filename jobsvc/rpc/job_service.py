@@ -96,8 +96,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
         validate.check(validate.get_job(request))
-        job = await self._jobs.get(request.job_id)
-        return pb.GetJobResponse(job=convert.job_with_payload(job))
+        return convert.get_response(await self._jobs.get(request.job_id))
 
     async def GetResult(
         self, request: pb.GetResultRequest, context: Context

@@ -209,7 +209,7 @@ async def test_a_drain_is_over_when_its_grace_is(world: World) -> None:
     held = asyncio.Event()
 
     async def hold() -> None:
-        with world.boundary._counted():
+        with world.boundary._under_way:
             await held.wait()
 
     holding = asyncio.create_task(hold())

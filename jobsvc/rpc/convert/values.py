@@ -28,6 +28,12 @@ def duration(seconds: float) -> Duration:
     return Duration(seconds=whole, nanos=nanos)
 
 
+def put_timestamp(message: Timestamp, moment: datetime) -> None:
+    since = moment - EPOCH
+    message.seconds = since.days * 86_400 + since.seconds
+    message.nanos = since.microseconds * 1_000
+
+
 @overload
 def timestamp(moment: datetime) -> Timestamp: ...
 @overload
@@ -35,5 +41,6 @@ def timestamp(moment: None) -> None: ...
 def timestamp(moment: datetime | None) -> Timestamp | None:
     if moment is None:
         return None
-    since = moment - EPOCH
-    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
+    message = Timestamp()
+    put_timestamp(message, moment)
+    return message

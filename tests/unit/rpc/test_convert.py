@@ -272,14 +272,14 @@ def test_the_payload_comes_only_where_it_was_asked_for() -> None:
     payload.update({"a": [1, None]})
     with_payload = replace(BARE, input=Input(payload.SerializeToString()))
     assert convert.job(with_payload).WhichOneof("input") is None
-    assert convert.job_with_payload(with_payload).payload == payload
-    empty = convert.job_with_payload(replace(BARE, input=Input()))
+    assert convert.get_response(with_payload).job.payload == payload
+    empty = convert.get_response(replace(BARE, input=Input())).job
     assert empty.WhichOneof("input") == "payload"
-    blob = convert.job_with_payload(replace(BARE, input=Input(b"\xff", "")))
+    blob = convert.get_response(replace(BARE, input=Input(b"\xff", ""))).job
     assert blob.WhichOneof("input") == "payload_blob"
     assert blob.payload_blob == job_pb2.Blob(data=b"\xff")
     with pytest.raises(ValueError, match="without its payload"):
-        convert.job_with_payload(BARE)
+        convert.get_response(BARE)
 
 
 def test_of_a_deleted_job_its_id_is_left() -> None:
