@@ -226,8 +226,8 @@ class Claiming:
     def _tell_started(self, attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:
             claimed = attempt.claimed
-            kind = metrics.kind(claimed.job_type, claimed.queue)
-            metrics.WAIT.labels(*kind).observe(claimed.waited)
+            wait = metrics.kind_child(metrics.WAIT, claimed.job_type, claimed.queue)
+            wait.observe(claimed.waited)
             self._log.info("job started", **ids(claimed, self._worker_id))
 
     def _drop(self, deliveries: Sequence[Delivery]) -> None:

@@ -103,8 +103,9 @@ class Recording:
         now = time.monotonic()
         for attempt, ending in ended.items():
             if attempt.started is not None:
-                kind = metrics.kind(attempt.claimed.job_type, attempt.claimed.queue)
-                metrics.RUN.labels(*kind).observe(now - attempt.started)
+                claimed = attempt.claimed
+                run = metrics.kind_child(metrics.RUN, claimed.job_type, claimed.queue)
+                run.observe(now - attempt.started)
                 failed = isinstance(ending, AttemptFailed)
                 tracing.end_attempt(attempt.span, _name(ending), failed=failed)
         with self._lock:
