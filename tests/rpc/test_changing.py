@@ -15,6 +15,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from generated.jobsvc.v1 import job_pb2
 from generated.jobsvc.v1 import job_service_pb2 as pb
 from jobsvc.core.attempts import AttemptFailed, Input, JobError, Succeeded
+from jobsvc.store import verbs
+from jobsvc.store.database import Transaction
 from tests.rpc.conftest import World
 from tests.rpc.status import refused, stream_refused
 
@@ -163,17 +165,17 @@ async def test_a_deleted_job_is_gone_and_its_key_is_not(world: World) -> None:
 
 
 async def test_who_watches_a_job_that_is_deleted_is_told(world: World) -> None:
-    """Of a job that ended and was retried, and that another call cancelled and deleted."""
+    """Of a job that ended and was retried, and that others cancelled and deleted before a look."""
     job_id = await failed(world)
     await retry(world, job_id)
     stream = aiter(watch(world, job_id, after=5))
     assert (await anext(stream)).HasField("heartbeat")
 
-    def behind_its_back() -> None:
-        world.house.cancel(job_id)
-        world.house.delete(job_id)
+    def behind_its_back(tx: Transaction) -> None:
+        verbs.cancel(tx, job_id, "", "alice")
+        verbs.delete(tx, job_id)
 
-    await world.threads.run(behind_its_back)
+    await world.threads.write(behind_its_back)
     assert (await stream_refused(stream)).reason == "JOB_UNKNOWN"
 
 
