@@ -67,7 +67,7 @@ class Outbox:
         self._work = threading.Condition()
         self._stopping = False
         self._last_size = 0
-        self._relay_due = self._redispatch_due = 0.0
+        self._keep_alive_due = self._relay_due = self._redispatch_due = 0.0
         self._short_of: set[str] = set()  # queues, as of the last look
         self._log = telemetry.get_logger("outbox")
         self._thread = vital.thread("outbox", self._run)
@@ -147,7 +147,7 @@ class Outbox:
 
     def _wait(self) -> None:
         """Until there is something to publish, or the next tick."""
-        ticks = [time.monotonic() + KEEP_ALIVE_SECONDS]
+        ticks = [self._keep_alive_due]
         if self._relay_interval is not None:
             ticks += [self._relay_due, self._redispatch_due]
         with self._work:
@@ -169,7 +169,9 @@ class Outbox:
             self._publisher.control(body)
         if dispatches:
             self._publish(dispatches)
-        self._publisher.keep_alive()
+        if time.monotonic() >= self._keep_alive_due:
+            self._publisher.keep_alive()
+            self._keep_alive_due = time.monotonic() + KEEP_ALIVE_SECONDS
         self._publisher.connect()
         if self._relay_interval is not None:
             self._tick(self._relay_interval)

@@ -8,8 +8,10 @@ always ends the connection (jobsvc closes it and publishes again on a new one).
 from __future__ import annotations
 
 import json
+import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,7 @@ from jobsvc.broker.topology import (
 from jobsvc.core.model import Change, Dispatch
 
 CONFIRM_TIMEOUT_SECONDS = 10.0
+CORK: int | None = getattr(socket, "TCP_CORK", None)
 HINT_PAIRS_MAX = 200
 
 
@@ -136,9 +139,23 @@ class Publisher:
 
     def _send(self, messages: Sequence[Message]) -> None:
         self._trouble = ""
-        for message in messages:
-            self._put(message, mandatory=True)
+        with self._together():
+            for message in messages:
+                self._put(message, mandatory=True)
         self._await_confirms()
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """What is sent meanwhile goes out in as few packets as it fills: each costs the broker, and
+        this process, nearly as much as a message. Linux alone knows how."""
+        assert self._connection is not None
+        if self.broker.memory or CORK is None:
+            yield
+            return
+        sock = self._connection.connection.transport.sock
+        sock.setsockopt(socket.IPPROTO_TCP, CORK, 1)
+        yield
+        sock.setsockopt(socket.IPPROTO_TCP, CORK, 0)  # where sending failed, the connection is over
 
     def hint(self, changes: Sequence[Change]) -> None:
         """Tells every server that these jobs changed. Raises BrokerUnavailable."""

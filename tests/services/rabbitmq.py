@@ -33,7 +33,7 @@ _LOOPBACK_ONLY = "-kernel inet_dist_use_interface {127,0,0,1}"
 _numbers = itertools.count(1)
 
 # Made with the node (a `rabbitmqctl add_vhost` would take a second each): one for each test.
-VHOSTS = tuple(f"test{number}" for number in range(1, 65))
+VHOSTS = tuple(f"test{number}" for number in range(1, 97))
 
 
 def find_command(name: str) -> Path | None:
