@@ -30,6 +30,9 @@ REDISPATCH_BATCH = 1000
 # What is handed over beyond this is left to the relay, so that a broker that is away costs no
 # memory.
 BACKLOG_MAX = 10_000
+# A confirmation, and the deleting of outbox rows, does for all that was sent within this. Much less
+# than the relay leaves such a row alone.
+SETTLE_SECONDS = 0.05
 CROWD = 4
 GATHER_SECONDS = 0.005
 KEEP_ALIVE_SECONDS = 1.0
@@ -62,6 +65,8 @@ class Outbox:
             broker, self._generations, self._recreate if relay_interval is not None else None
         )
         self._dispatches: deque[Dispatch] = deque()
+        self._unsettled: list[int] = []  # outbox rows whose messages were sent
+        self._settle_due = 0.0
         self._changes: dict[str, int] = {}
         self._controls: deque[Mapping[str, object]] = deque()
         self._work = threading.Condition()
@@ -127,10 +132,12 @@ class Outbox:
                     self._log.info("broker reached")
                     failures = 0
             except (BrokerUnavailable, DatabaseUnavailable) as error:
+                self._unsettled.clear()  # the relay's
                 self._pause(failures, error)
                 failures += 1
             except Exception:  # noqa: BLE001 - logged; the loop must go on
                 self._log.exception("outbox step failed")
+                self._unsettled.clear()
                 self._publisher.close()
                 self._pause(failures, None)
                 failures += 1
@@ -148,6 +155,8 @@ class Outbox:
     def _wait(self) -> None:
         """Until there is something to publish, or the next tick."""
         ticks = [self._keep_alive_due]
+        if self._unsettled:
+            ticks.append(self._settle_due)
         if self._relay_interval is not None:
             ticks += [self._relay_due, self._redispatch_due]
         with self._work:
@@ -159,7 +168,8 @@ class Outbox:
             time.sleep(GATHER_SECONDS)  # more are on their way, and one confirmation does for all
 
     def _has_work(self) -> bool:
-        return bool(self._dispatches or self._changes or self._controls)
+        unsettled = self._stopping and self._unsettled
+        return bool(self._dispatches or self._changes or self._controls or unsettled)
 
     def _step(self) -> None:
         dispatches, changes, controls = self._take()
@@ -168,7 +178,9 @@ class Outbox:
         for body in controls:
             self._publisher.control(body)
         if dispatches:
-            self._publish(dispatches)
+            self._send(dispatches)
+        if self._unsettled:
+            self._settle_if_due()
         if time.monotonic() >= self._keep_alive_due:
             self._publisher.keep_alive()
             self._keep_alive_due = time.monotonic() + KEEP_ALIVE_SECONDS
@@ -187,10 +199,23 @@ class Outbox:
         self._last_size = len(dispatches)
         return dispatches, changes, controls
 
-    def _publish(self, dispatches: Sequence[Dispatch]) -> None:
-        self._publisher.publish(dispatches)
-        ids = [dispatch.outbox_id for dispatch in dispatches]
-        hot.forget_published(self._database, ids)
+    def _send(self, dispatches: Sequence[Dispatch]) -> None:
+        self._publisher.send(dispatches)
+        if not self._unsettled:
+            self._settle_due = time.monotonic() + SETTLE_SECONDS
+        self._unsettled += [dispatch.outbox_id for dispatch in dispatches]
+
+    def _settle_if_due(self) -> None:
+        """What was sent is owed no more once the broker has it. That is asked for together for all
+        that is sent within a moment: each time costs a statement and several waits."""
+        full = len(self._unsettled) >= BATCH
+        if full or self._stopping or time.monotonic() >= self._settle_due:
+            self._settle()
+
+    def _settle(self) -> None:
+        self._publisher.settle()
+        settled, self._unsettled = self._unsettled, []
+        hot.forget_published(self._database, settled)
 
     def _tick(self, relay_interval: float) -> None:
         now = time.monotonic()

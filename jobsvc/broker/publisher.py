@@ -120,29 +120,43 @@ class Publisher:
     def publish(self, dispatches: Sequence[Dispatch]) -> None:
         """Returns once the broker has confirmed all. Raises BrokerUnavailable: any of them may or
         may not be there, and the connection is closed."""
-        connection = self.connect()
-        try:
+        self.send(dispatches)
+        self.settle()
+
+    def send(self, dispatches: Sequence[Dispatch]) -> None:
+        """The same without waiting: nothing is known of them until `settle` returns, which may be
+        called once for many. Raises BrokerUnavailable, for all that was sent since."""
+        with self._connected():
             self._declare_missing({d.queue for d in dispatches if d.kind == "job"})
             self._send([self._message(d) for d in dispatches])
-        except broker_errors(connection) as error:
-            self.close()
-            raise BrokerUnavailable(f"lost the broker while publishing: {error}") from error
+
+    def settle(self) -> None:
+        """Returns once the broker has confirmed all that was sent. Raises BrokerUnavailable."""
+        with self._connected():
+            self._await_confirms()
 
     def publish_poison(self, body: bytes) -> None:
         """Puts away what could not be read. Raises BrokerUnavailable."""
+        self._publish([poison_message(body)])
+
+    def _publish(self, messages: Sequence[Message]) -> None:
+        with self._connected():
+            self._send(messages)
+            self._await_confirms()
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
         connection = self.connect()
         try:
-            self._send([poison_message(body)])
+            yield
         except broker_errors(connection) as error:
             self.close()
             raise BrokerUnavailable(f"lost the broker while publishing: {error}") from error
 
     def _send(self, messages: Sequence[Message]) -> None:
-        self._trouble = ""
         with self._together():
             for message in messages:
                 self._put(message, mandatory=True)
-        self._await_confirms()
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -203,6 +217,7 @@ class Publisher:
     def close(self) -> None:
         connection, self._connection, self._channel = self._connection, None, None
         self._tag = 0
+        self._trouble = ""
         self._unconfirmed.clear()
         if connection is not None:
             abandon(connection)
@@ -220,13 +235,9 @@ class Publisher:
             self.broker.declare(self._connection, {n: self._generations[n] for n in missing})
 
     def _fan_out(self, exchange: str, body: Mapping[str, Any]) -> None:
-        connection = self.connect()
-        try:
-            encoded = json.dumps(body, separators=(",", ":")).encode()
+        encoded = json.dumps(body, separators=(",", ":")).encode()
+        with self._connected():
             self._put(Message(exchange, "", encoded), mandatory=False, transient=True)
-        except broker_errors(connection) as error:
-            self.close()
-            raise BrokerUnavailable(f"lost the broker while publishing: {error}") from error
 
     def _put(self, message: Message, *, mandatory: bool, transient: bool = False) -> None:
         prepared = self._channel.prepare_message(
@@ -276,6 +287,6 @@ class Publisher:
             if remaining <= 0:
                 raise TimeoutError("no confirmation in time")
             self._connection.drain_events(timeout=remaining)
-        if self._trouble:
+        if trouble := self._trouble:
             self.close()
-            raise BrokerUnavailable(self._trouble)
+            raise BrokerUnavailable(trouble)

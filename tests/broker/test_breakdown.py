@@ -70,7 +70,7 @@ def test_a_confirmation_that_comes_too_late_confirms_nothing_else(
     hands.declare("full", **{"x-max-length": 1, "x-overflow": "reject-publish"})
     hands.do(lambda channel: channel.queue_bind("full", JOBS.name, "full"))
     message = Message(JOBS.name, "full", b"{}")
-    publisher._send([message])
+    publisher._publish([message])
     late = new_id()
     node.pause()
     began = time.monotonic()
@@ -85,7 +85,7 @@ def test_a_confirmation_that_comes_too_late_confirms_nothing_else(
     node.resume()
     publisher.connect()
     with pytest.raises(BrokerUnavailable, match="refused"):
-        publisher._send([message])
+        publisher._publish([message])
     publisher.publish([dispatch("default", late)])
     assert late in {json.loads(body)["job_id"] for body in hands.bodies(QUEUE)}
 

@@ -22,7 +22,7 @@ def fill(publisher: Publisher, hands: Hands) -> Message:
     publisher.connect()
     hands.declare("full", **FULL)
     hands.do(lambda channel: channel.queue_bind("full", JOBS.name, "full"))
-    publisher._send([message])
+    publisher._publish([message])
     return message
 
 
@@ -84,12 +84,24 @@ def test_the_broker_refuses(publisher: Publisher, hands: Hands) -> None:
     message = fill(publisher, hands)
     fine = Message(JOBS.name, QUEUE, b"{}")
     with pytest.raises(BrokerUnavailable, match="refused"):
-        publisher._send([fine, message, fine])
+        publisher._publish([fine, message, fine])
     assert not publisher.connected
     publisher.publish([dispatch("default")])
     hands.take_all("full")
-    publisher._send([message])
+    publisher._publish([message])
     assert hands.depth("full") == 1
+
+
+def test_what_is_sent_after_a_refusal_does_not_hide_it(publisher: Publisher, hands: Hands) -> None:
+    """What was refused is settled together with others, and all of it is sent again."""
+    message = fill(publisher, hands)
+    publisher._send([message])
+    hands.depth("full")  # by now it has been refused
+    publisher.send([dispatch("default")])
+    with pytest.raises(BrokerUnavailable, match="refused"):
+        publisher.settle()
+    assert not publisher.connected
+    publisher.publish([dispatch("default")])
 
 
 def test_an_exchange_is_gone(publisher: Publisher, hands: Hands) -> None:

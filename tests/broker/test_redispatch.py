@@ -36,7 +36,8 @@ def outbox(house: House, broker: Broker) -> Iterator[Outbox]:
 
 def publish(house: House, outbox: Outbox, *, minutes_ago: int) -> str:
     job_id = house.submit()
-    outbox._publish(house.effects.dispatches)
+    outbox._send(house.effects.dispatches)
+    outbox._settle()
     house.change(job_id, dispatch_time=house.now() - timedelta(minutes=minutes_ago))
     return job_id
 

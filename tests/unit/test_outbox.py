@@ -16,7 +16,7 @@ from jobsvc.broker.publisher import Publisher
 from jobsvc.broker.topology import Broker, BrokerUnavailable
 from jobsvc.core.model import Change, Dispatch, Effects
 from jobsvc.outbox import Outbox, relay_once
-from jobsvc.store import queues
+from jobsvc.store import hot, queues
 from jobsvc.store.database import Database
 from jobsvc.store.tables import outbox as outbox_table
 from tests.harness.wait import until
@@ -74,7 +74,7 @@ def queue(house: House) -> str:
 def line(monkeypatch: pytest.MonkeyPatch) -> Line:
     made = Line()
     publish, hint, control, depth = (
-        Publisher.publish,
+        Publisher.send,
         Publisher.hint,
         Publisher.control,
         Publisher.depth,
@@ -109,7 +109,7 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Line:
         real = depth(self, queue)
         return made.depths.get(queue, real)
 
-    monkeypatch.setattr(Publisher, "publish", watched_publish)
+    monkeypatch.setattr(Publisher, "send", watched_publish)
     monkeypatch.setattr(Publisher, "hint", watched_hint)
     monkeypatch.setattr(Publisher, "control", watched_control)
     monkeypatch.setattr(Publisher, "depth", told_depth)
@@ -368,10 +368,34 @@ def test_hints_of_one_job_are_gathered(database: Database, monkeypatch: pytest.M
     assert sent == [Change("a", 100), Change("b0", 1), Change("b1", 1)]
 
 
+def test_what_is_sent_within_a_moment_is_settled_together(
+    make: MakeOutbox, house: House, queue: str, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SETTLE_SECONDS", NEVER)
+    monkeypatch.setattr(module, "BATCH", 3)
+    settled: list[Sequence[int]] = []
+    forget = hot.forget_published
+
+    def noted(by: Database, ids: Sequence[int]) -> None:
+        settled.append(ids)
+        forget(by, ids)
+
+    monkeypatch.setattr(hot, "forget_published", noted)
+    outbox = make()
+    for count in range(1, 5):
+        house.submit(queue=queue)
+        outbox.tell(house.effects)
+        line.wait(lambda c=count: len(line.published) == c)  # type: ignore[misc]
+    until(lambda: len(house.owed()) == 1, SECONDS_MAX, "three rows are deleted")
+    assert [len(ids) for ids in settled] == [3]
+    outbox.stop()
+    assert [len(ids) for ids in settled] == [3, 1]
+
+
 def test_an_unexpected_fault_ends_nothing(
     make: MakeOutbox, house: House, queue: str, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, failed = Outbox._publish, threading.Event()
+    real, failed = Outbox._send, threading.Event()
 
     def fail_once(self: Outbox, dispatches: Sequence[Dispatch]) -> None:
         if not failed.is_set():
@@ -379,7 +403,7 @@ def test_an_unexpected_fault_ends_nothing(
             raise ZeroDivisionError
         real(self, dispatches)
 
-    monkeypatch.setattr(Outbox, "_publish", fail_once)
+    monkeypatch.setattr(Outbox, "_send", fail_once)
     outbox = make()
     house.submit(queue=queue)
     outbox.tell(house.effects)

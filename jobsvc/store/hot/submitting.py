@@ -7,7 +7,6 @@ from base64 import b64encode
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any, Final
 
 import psycopg2.errors
@@ -19,8 +18,7 @@ from jobsvc.store.batch import PUBLISH_GRACE
 from jobsvc.store.database import Database
 from jobsvc.store.dialects.prepared import Statement
 from jobsvc.store.hot.effects import effects_of
-from jobsvc.store.rows import job_from_row
-from jobsvc.store.verbs.submitting import KEY_LIFETIME, UNSET, Submitted, timeless_columns
+from jobsvc.store.verbs.submitting import KEY_LIFETIME, Submitted, timeless_columns
 
 SUBMIT: Final = Statement.from_file("submit", "json", "bigint", "interval", "interval")
 # A key that is in use is an error here, and so undoes all.
@@ -97,12 +95,14 @@ def _store(
     stored = database.once(
         statement, json.dumps(given), known.revision, KEY_LIFETIME, PUBLISH_GRACE
     )
+    by_id = {request.job_id: request for request in requests}
     submitted = {}
     changes = []
     dispatches = []
     for job_id, outbox_id, now in stored:
         row = rows[job_id]
-        submitted[job_id] = Submitted(job_id, _job(row, now.astimezone(UTC)))
+        job = _job(by_id[job_id], row, now.astimezone(UTC))
+        submitted[job_id] = Submitted(job_id, job)
         changes.append(Change(job_id, 1))
         dispatches.append(
             Dispatch(outbox_id, "job", job_id, row["job_type"], row["queue"], row["priority"], 0)
@@ -121,7 +121,23 @@ def _given(request: NewJob, row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _job(row: dict[str, Any], now: datetime) -> Job:
-    times = {"create_time": now, "schedule_time": now, "expire_time": None}
-    values = {**UNSET, **row, **times, "state": JobState.QUEUED, "last_sequence": 1}
-    return job_from_row(SimpleNamespace(**values))
+def _job(request: NewJob, row: Mapping[str, Any], now: datetime) -> Job:
+    """As it is stored, without its payload."""
+    return Job(
+        job_id=request.job_id,
+        job_type=request.job_type,
+        queue=row["queue"],
+        state=JobState.QUEUED,
+        priority=request.priority,
+        attempt=0,
+        max_attempts=row["max_attempts"],
+        retry_policy=request.retry_policy,
+        timeout=row["timeout"],
+        create_time=now,
+        last_sequence=1,
+        labels=request.labels,
+        idempotency_key=request.idempotency_key,
+        concurrency=request.concurrency,
+        schedule_time=now,
+        trace_id=request.trace_id,
+    )
