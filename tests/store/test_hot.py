@@ -18,7 +18,7 @@ from jobsvc.store import hot, verbs
 from jobsvc.store.database import Database, Transaction
 from jobsvc.store.hot.claiming import CLAIM
 from jobsvc.store.hot.finishing import SUCCEED
-from jobsvc.store.hot.publishing import FORGET
+from jobsvc.store.hot.publishing import FORGET_PUBLISHED
 from jobsvc.store.hot.submitting import SUBMIT, SUBMIT_ALL, Known
 from jobsvc.store.tables import (
     idempotency_keys,
@@ -403,7 +403,7 @@ def test_any_mix_of_both_leaves_legal_histories(house: House) -> None:
         (SUBMIT_ALL, "'[]', 0, '1 h', '1 s'"),
         (CLAIM, "'[]', '{demo}', 'w', gen_random_uuid(), '30 s'"),
         (SUCCEED, "'[]', 1.0"),
-        (FORGET, "'{1}'"),
+        (FORGET_PUBLISHED, "'{1}'"),
     ],
     ids=lambda each: getattr(each, "name", ""),
 )

@@ -9,7 +9,7 @@ from jobsvc.store import dispatching
 from jobsvc.store.database import Database
 from jobsvc.store.dialects.prepared import Statement
 
-FORGET: Final = Statement.from_file("forget_published", "bigint[]", durable=False)
+FORGET_PUBLISHED: Final = Statement.from_file("forget_published", "bigint[]", durable=False)
 
 
 def forget_published(database: Database, outbox_ids: Sequence[int]) -> None:
@@ -18,4 +18,4 @@ def forget_published(database: Database, outbox_ids: Sequence[int]) -> None:
     if database.sqlite:
         database.write(lambda tx: dispatching.forget_published(tx, outbox_ids))
     else:
-        database.once(FORGET, list(outbox_ids))
+        database.once(FORGET_PUBLISHED, list(outbox_ids))
