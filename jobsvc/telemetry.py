@@ -13,11 +13,13 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
+from select import PIPE_BUF
 from socketserver import ThreadingTCPServer
 from typing import Any, cast
 
@@ -43,6 +45,46 @@ _FIRST = ("time", "level", "event")  # of a console line, by place instead of by
 _encode_json = json.JSONEncoder(default=str, separators=(",", ":")).encode
 
 
+class _Thread(threading.local):
+    """Of each thread: the records that it writes later, None where it writes them at once."""
+
+    records: list[bytes] | None = None
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What this thread logs meanwhile is written when it is over, many records in one system call,
+    which costs several times what a record does."""
+    if _thread.records is not None:
+        yield
+        return
+    _thread.records = []
+    try:
+        yield
+    finally:
+        records, _thread.records = _thread.records, None
+        written = b""
+        for record in records:
+            # What is longer than this is not written to a pipe as one.
+            if written and len(written) + len(record) > PIPE_BUF:
+                _write(written)
+                written = b""
+            written += record
+        if written:
+            _write(written)
+
+
+def _write(data: bytes) -> None:
+    try:
+        os.write(_STDERR, data)
+    except OSError:
+        # Nobody is left to read the log, and there is nowhere to say so: the work goes on.
+        return
+
+
 class _Stderr:
     """Writes each record in one system call, so that those of several processes do not mix.
 
@@ -53,11 +95,11 @@ class _Stderr:
         self.name = name
 
     def write(self, text: str) -> None:
-        try:
-            os.write(_STDERR, text.encode("utf-8", "backslashreplace"))
-        except OSError:
-            # Nobody is left to read the log, and there is nowhere to say so: the work goes on.
-            return
+        record = text.encode("utf-8", "backslashreplace")
+        if (gathered := _thread.records) is not None:
+            gathered.append(record)
+        else:
+            _write(record)
 
     def msg(self, line: str) -> None:
         self.write(line + "\n")

@@ -48,7 +48,6 @@ class Jobs:
             except RegistryChanged:
                 await self._load_types()
                 continue
-            self._log_submitted(submitted)
             return submitted
 
     async def submit_many(self, prepare: Callable[[Registry], list[NewJob]]) -> list[Submitted]:
@@ -61,8 +60,6 @@ class Jobs:
             except RegistryChanged:
                 await self._load_types()
                 continue
-            for one in submitted:
-                self._log_submitted(one)
             return submitted
 
     async def preview(self, prepare: Callable[[Registry], NewJob]) -> Submitted:
@@ -155,19 +152,3 @@ class Jobs:
             lambda c: Registry(registry.registry_revision(c), registry.load_types(c))
         )
         return self._registry
-
-    def _log_submitted(self, submitted: Submitted) -> None:
-        job = submitted.job
-        if submitted.already_existed or job is None:
-            self._log.info("submit repeated", job_id=submitted.job_id)
-            return
-        self._log.info(
-            "job submitted",
-            job_id=job.job_id,
-            job_type=job.job_type,
-            queue=job.queue,
-            state=job.state,
-            trace_id=job.trace_id,
-        )
-        for replaced in submitted.replaced:
-            self._log.info("job replaced", job_id=replaced, replaced_by=job.job_id)

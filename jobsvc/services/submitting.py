@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobsvc import telemetry
@@ -68,7 +68,7 @@ class GroupCommit:
         self._writer: asyncio.Task[None] | None = None
         self._last_size = 0
         self._queues: set[str] = set()  # that the database is known to know
-        self._log = telemetry.get_logger("submitting")
+        self._log = telemetry.get_logger("jobs")
 
     async def submit(self, job: NewJob, registry: Registry) -> Submitted:
         """Answers when the job is durable. Raises RegistryChanged when the job was checked against
@@ -86,7 +86,7 @@ class GroupCommit:
         try:
             submitted, effects = await self._threads.run(self._store_all, jobs, registry)
         except CommitUnknown:
-            stored = await self._threads.run(_stored, self._database, jobs)
+            stored = await self._threads.run(self._stored, jobs)
             if len(stored) < len(jobs):
                 raise
             return [stored[job.job_id] for job in jobs]
@@ -162,7 +162,7 @@ class GroupCommit:
             if stored:
                 self._tell(stored.values(), effects)
         except CommitUnknown as error:
-            found = _stored(self._database, jobs)
+            found = self._stored(jobs)
             return [found.get(job.job_id, error) for job in jobs]
         except JobsvcError as error:
             return [error] * len(jobs)
@@ -184,7 +184,7 @@ class GroupCommit:
         try:
             answers, effects = self._database.write(store, numbered=True)
         except CommitUnknown as error:
-            found = _stored(self._database, jobs)
+            found = self._stored(jobs)
             return [found.get(job.job_id, error) for job in jobs]
         except JobsvcError as error:
             return [error] * len(jobs)
@@ -205,9 +205,43 @@ class GroupCommit:
 
     def _tell(self, answers: Collection[Answer], effects: Effects) -> None:
         """Committed. Nobody watches a job that is new; one that was replaced, somebody may."""
-        self._queues |= _queues(answers)
-        replaced = any(isinstance(a, Submitted) and a.replaced for a in answers)
-        self._outbox.tell(effects, watched=replaced)
+        submitted = [answer for answer in answers if isinstance(answer, Submitted)]
+        self._queues |= {each.job.queue for each in submitted if each.job is not None}
+        self._outbox.tell(effects, watched=any(each.replaced for each in submitted))
+        self._log_submitted(submitted)
+
+    def _stored(self, jobs: Sequence[NewJob]) -> dict[str, Submitted]:
+        """After a COMMIT of unknown outcome: which of the jobs are there. Their ids are random, so
+        what is there is ours."""
+        wanted = [job.job_id for job in jobs]
+        try:
+            there = self._database.read(lambda connection: lookups.get_jobs(connection, wanted))
+        except DatabaseUnavailable:
+            return {}
+        found = {job_id: Submitted(job_id, job) for job_id, job in there.items()}
+        self._log_submitted(found.values())
+        return found
+
+    def _log_submitted(self, submitted: Iterable[Submitted]) -> None:
+        with telemetry.together():
+            for each in submitted:
+                self._log_one(each)
+
+    def _log_one(self, submitted: Submitted) -> None:
+        job = submitted.job
+        if submitted.already_existed or job is None:
+            self._log.info("submit repeated", job_id=submitted.job_id)
+            return
+        self._log.info(
+            "job submitted",
+            job_id=job.job_id,
+            job_type=job.job_type,
+            queue=job.queue,
+            state=job.state,
+            trace_id=job.trace_id,
+        )
+        for replaced in submitted.replaced:
+            self._log.info("job replaced", job_id=replaced, replaced_by=job.job_id)
 
 
 def _queues(answers: Collection[Answer]) -> set[str]:
@@ -227,14 +261,3 @@ def _answer(group: Sequence[_Waiting], results: Sequence[Result]) -> None:
             waiting.answer.set_exception(result)
         else:
             waiting.answer.set_result(result)
-
-
-def _stored(database: Database, jobs: Sequence[NewJob]) -> dict[str, Submitted]:
-    """After a COMMIT of unknown outcome: which of the jobs are there. Their ids are random, so
-    what is there is ours."""
-    ids = [job.job_id for job in jobs]
-    try:
-        found = database.read(lambda connection: lookups.get_jobs(connection, ids))
-    except DatabaseUnavailable:
-        return {}
-    return {job_id: Submitted(job_id, job) for job_id, job in found.items()}

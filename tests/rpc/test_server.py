@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import grpc.aio
@@ -21,8 +22,9 @@ from generated.jobsvc.v1 import (
     job_service_pb2,
     schedule_service_pb2,
 )
+from jobsvc.rpc.interceptors import CallBoundary
 from jobsvc.rpc.server import SERVICES
-from tests.rpc.conftest import World
+from tests.rpc.conftest import World, running_world
 from tests.rpc.status import read_into, refusal, refused, stream_refused
 
 WAIT_SECONDS_MAX = 20
@@ -52,6 +54,17 @@ def refusable(method: MethodDescriptor) -> bytes:
 
 def test_the_services_are_those_of_the_protos() -> None:
     assert {method.containing_service.full_name for method in METHODS} == set(SERVICES)
+
+
+async def test_no_method_is_waited_for_by_itself(
+    tmp_path: Path, boundary: CallBoundary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or each call would cost the more, the more methods there are."""
+    registered = Mock()
+    monkeypatch.setattr(grpc.aio.Server, "add_registered_method_handlers", registered)
+    async with running_world(tmp_path, boundary):
+        pass
+    assert registered.mock_calls == []
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.full_name)

@@ -5,10 +5,12 @@ import json
 import logging
 import os
 import socket
+import threading
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
+from select import PIPE_BUF
 from unittest.mock import Mock
 
 import pytest
@@ -129,6 +131,38 @@ def test_libraries_are_heard_from_warning_on_the_same_way(capfd: Capture) -> Non
         "connection lost",
     )
     assert "DeprecationWarning: old" in str(warning["event"])
+
+
+def test_records_are_written_together(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, in as few writes as a pipe takes whole, whatever happens; those of other
+    threads at once."""
+    configure("json")
+    log = telemetry.get_logger("x")
+    written: list[bytes] = []
+
+    def write(fd: int, data: bytes) -> int:
+        written.append(data)
+        return os.write(fd, data)
+
+    monkeypatch.setattr(telemetry, "_write", lambda data: write(2, data))
+    with pytest.raises(ZeroDivisionError), telemetry.together():  # noqa: PT012
+        for number in range(50):
+            with telemetry.together():
+                log.info("one of many", number=number)
+        log.info("long", text="x" * 5000)
+        log.info("last")
+        assert not written
+        other = threading.Thread(target=lambda: log.info("of another"))
+        other.start()
+        other.join()
+        assert len(written) == 1
+        raise ZeroDivisionError
+    events = [record["event"] for record in records(capfd)]
+    assert events == ["of another", *["one of many"] * 50, "long", "last"]
+    assert len(written) < 10
+    assert all(len(data) <= PIPE_BUF or data.count(b"\n") == 1 for data in written)
+    log.info("at once")
+    assert [record["event"] for record in records(capfd)] == ["at once"]
 
 
 def test_a_log_that_nobody_reads_stops_no_work() -> None:

@@ -224,11 +224,12 @@ class Claiming:
             self._consumer.resume()
 
     def _tell_started(self, attempts: Sequence[Attempt]) -> None:
-        for attempt in attempts:
-            claimed = attempt.claimed
-            wait = metrics.kind_child(metrics.WAIT, claimed.job_type, claimed.queue)
-            wait.observe(claimed.waited)
-            self._log.info("job started", **ids(claimed, self._worker_id))
+        with telemetry.together():
+            for attempt in attempts:
+                claimed = attempt.claimed
+                wait = metrics.kind_child(metrics.WAIT, claimed.job_type, claimed.queue)
+                wait.observe(claimed.waited)
+                self._log.info("job started", **ids(claimed, self._worker_id))
 
     def _drop(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:

@@ -169,8 +169,9 @@ class Recording:
         accepted = self._write_endings(batch) if batch else frozenset()
         self._attempts.remove(endings)
         self._consumer.acknowledge([a.delivery for a in endings if not a.detached])
-        for attempt, ending in endings.items():
-            self._log_ending(attempt.claimed, ending, attempt.job_id in accepted)
+        with telemetry.together():
+            for attempt, ending in endings.items():
+                self._log_ending(attempt.claimed, ending, attempt.job_id in accepted)
 
     def _write_endings(self, batch: dict[str, tuple[str, Ending]]) -> frozenset[str]:
         """Answers the ids whose ending was accepted."""
