@@ -39,6 +39,8 @@ from jobsvc.store.tables import service
 T = TypeVar("T")
 Connection = sa.Connection  # what a reader is given; callers name it without knowing SQLAlchemy
 CONFLICT_RETRIES = 3
+# For single statements, beside those for transactions. They are short, and few threads have any.
+SINGLE_CONNECTIONS = 3
 # SQLSTATEs: serialization failure and deadlock are worth another try at once; lock_timeout too,
 # since our own transactions hold row locks for milliseconds.
 _CONFLICTS = {"40001", "40P01", "55P03"}
@@ -102,7 +104,7 @@ class Transaction:
 class Database:
     def __init__(self, url: str, *, pool_size: int = 10, prepare: bool = True) -> None:
         """Connects to nothing yet. `pool_size` bounds the connections and so the threads that can
-        use them side by side; `once` has as many of its own. `prepare`: connections keep what is
+        use them side by side; `once` has a few of its own. `prepare`: connections keep what is
         prepared on them, which those of a pooler in transaction mode do not."""
         self.url = sa.make_url(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
@@ -134,7 +136,7 @@ class Database:
             )
             self._single = sa.create_engine(
                 self.url,
-                pool_size=pool_size,
+                pool_size=SINGLE_CONNECTIONS,
                 max_overflow=0,
                 pool_timeout=10,
                 pool_reset_on_return=None,  # nothing is ever left open on them
