@@ -167,7 +167,7 @@ class GroupCommit:
         except JobsvcError as error:
             return [error] * len(jobs)
         except Exception:  # noqa: BLE001 - the verb finds out whose fault it is
-            self._log.debug("submits go one by one", count=len(jobs), exc_info=True)
+            self._log.exception("cannot store by one statement", count=len(jobs))
         others = [job for job in jobs if job.job_id not in stored]
         answers = iter(self._store_by_verb(others, registry) if others else ())
         return [stored.get(job.job_id) or next(answers) for job in jobs]

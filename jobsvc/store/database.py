@@ -58,6 +58,17 @@ class CommitUnknown(DatabaseUnavailable):
     """
 
 
+class Refused(Exception):
+    """The database has something against what a single statement was given: `sqlstate` says what.
+
+    The driver's own words are left out, as they may hold what was given: payloads, results, keys.
+    """
+
+    def __init__(self, sqlstate: str | None) -> None:
+        super().__init__(f"the statement was refused, SQLSTATE {sqlstate}")
+        self.sqlstate = sqlstate
+
+
 @dataclass(slots=True)
 class Transaction:
     """A write transaction under way. `now` is the database's clock at its start: all times that
@@ -219,7 +230,7 @@ class Database:
         rows as the driver gives them. It may write, and guards itself what it writes.
 
         Runs again after a deadlock. Raises CommitUnknown where the connection was lost while it
-        ran, DatabaseUnavailable, and the driver's own errors for what is the caller's fault.
+        ran, DatabaseUnavailable, and Refused for what is the caller's fault.
         """
         for attempt in range(CONFLICT_RETRIES + 1):
             try:
@@ -227,7 +238,9 @@ class Database:
             except psycopg2.Error as error:
                 away = self._is_away(error.pgcode, isinstance(error, psycopg2.OperationalError))
                 if attempt == CONFLICT_RETRIES or error.pgcode not in _CONFLICTS:
-                    raise (DatabaseUnavailable() if away else error) from error
+                    if away:
+                        raise DatabaseUnavailable from error
+                    raise Refused(error.pgcode) from None
                 time.sleep(random.uniform(0, 0.02 * 2**attempt))
             except PoolTimeoutError as error:
                 raise DatabaseUnavailable from error

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import traceback
+from base64 import b64encode
 from collections.abc import Iterator
 
-import psycopg2.errors
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.store.database import CommitUnknown, Database, Transaction
+from jobsvc.store.database import CommitUnknown, Database, Refused, Transaction
 from jobsvc.store.dialects.prepared import Statement
 from jobsvc.store.tables import jobs
 from tests.harness import until
@@ -77,9 +78,19 @@ def test_only_what_is_not_durable_waits_for_no_disk(database: Database) -> None:
 
 
 def test_what_it_refuses_is_the_callers(database: Database) -> None:
-    with pytest.raises(psycopg2.errors.DivisionByZero):
+    with pytest.raises(Refused) as caught:
         database.once(Statement("division", ("int",), "SELECT 1 / $1"), 0)
+    assert caught.value.sqlstate == "22012"
     assert database.once(SUM, 1, 2) == [(3,)]
+
+
+def test_what_it_was_given_is_not_told(database: Database) -> None:
+    """The driver quotes it."""
+    parsed = Statement("parsed", ("text",), "SELECT $1::json")
+    secret = b64encode(b"secret").decode()
+    with pytest.raises(Refused) as caught:
+        database.once(parsed, f'{{"result": "{secret}"')
+    assert secret not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_connection_that_died_in_the_pool_is_replaced(

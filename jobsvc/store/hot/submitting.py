@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import psycopg2.errors
-
 from jobsvc.core.attempts import JobTypeInfo
 from jobsvc.core.model import Change, Dispatch, Effects, Job, NewJob
 from jobsvc.core.states import EventType, JobState
 from jobsvc.store.batch import PUBLISH_GRACE
-from jobsvc.store.database import Database
+from jobsvc.store.database import Database, Refused
 from jobsvc.store.dialects.prepared import Statement
 from jobsvc.store.hot.effects import effects_of
 from jobsvc.store.verbs.submitting import KEY_LIFETIME, Submitted, timeless_columns
 
+UNIQUE_VIOLATION: Final = "23505"
 SUBMIT: Final = Statement.from_file("submit", "json", "bigint", "interval", "interval")
 # A key that is in use is an error here, and so undoes all.
 SUBMIT_ALL: Final = replace(
@@ -56,7 +55,9 @@ def submit_all(
         return None
     try:
         submitted, effects = _store(database, SUBMIT_ALL, requests, rows, known)
-    except psycopg2.errors.UniqueViolation:
+    except Refused as error:
+        if error.sqlstate != UNIQUE_VIOLATION:
+            raise
         return None
     if not submitted:
         return None
