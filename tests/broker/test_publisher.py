@@ -8,6 +8,7 @@ import pytest
 from jobsvc.broker.publisher import HINT_PAIRS_MAX, Message, Publisher
 from jobsvc.broker.topology import JOBS, Broker, BrokerUnavailable, queue_name
 from jobsvc.core.model import Change
+from tests.harness.wait import until
 from tests.store.house import new_id
 
 from .conftest import Generations, Hands, bytes_of, dispatch
@@ -96,7 +97,12 @@ def test_what_is_sent_after_a_refusal_does_not_hide_it(publisher: Publisher, han
     """What was refused is settled together with others, and all of it is sent again."""
     message = fill(publisher, hands)
     publisher._send([message])
-    hands.depth("full")  # by now it has been refused
+
+    def is_refused() -> bool:
+        publisher.keep_alive()
+        return bool(publisher._trouble)
+
+    until(is_refused, 10, "it is refused")
     publisher.send([dispatch("default")])
     with pytest.raises(BrokerUnavailable, match="refused"):
         publisher.settle()

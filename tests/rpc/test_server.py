@@ -61,7 +61,8 @@ async def test_no_method_is_waited_for_by_itself(
 ) -> None:
     """Or each call would cost the more, the more methods there are."""
     registered = Mock()
-    monkeypatch.setattr(grpc.aio.Server, "add_registered_method_handlers", registered)
+    server = type(grpc.aio.server())
+    monkeypatch.setattr(server, "add_registered_method_handlers", registered)
     async with running_world(tmp_path, boundary):
         pass
     assert registered.mock_calls == []
