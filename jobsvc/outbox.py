@@ -33,7 +33,7 @@ BACKLOG_MAX = 10_000
 # A confirmation, and the deleting of outbox rows, does for all that was sent within this. Much less
 # than the relay leaves such a row alone.
 SETTLE_SECONDS = 0.05
-CROWD = 4
+# Between one sending of jobs and the next.
 GATHER_SECONDS = 0.005
 KEEP_ALIVE_SECONDS = 1.0
 BACKOFF_SECONDS = 0.2, 5.0
@@ -71,7 +71,7 @@ class Outbox:
         self._controls: deque[Mapping[str, object]] = deque()
         self._work = threading.Condition()
         self._stopping = False
-        self._last_size = 0
+        self._send_due = 0.0
         self._keep_alive_due = self._relay_due = self._redispatch_due = 0.0
         self._short_of: set[str] = set()  # queues, as of the last look
         self._log = telemetry.get_logger("outbox")
@@ -164,8 +164,9 @@ class Outbox:
                 left = min(ticks) - time.monotonic()
                 if left <= 0 or not self._work.wait(left):
                     break
-        if self._last_size >= CROWD and not self._stopping:
-            time.sleep(GATHER_SECONDS)  # more are on their way, and one confirmation does for all
+        if not (self._changes or self._controls or self._stopping):
+            # Jobs that come one by one, but quickly, share what it costs to send any.
+            time.sleep(max(self._send_due - time.monotonic(), 0.0))
 
     def _has_work(self) -> bool:
         unsettled = self._stopping and self._unsettled
@@ -196,11 +197,11 @@ class Outbox:
             controls = list(self._controls)
             self._changes.clear()
             self._controls.clear()
-        self._last_size = len(dispatches)
         return dispatches, changes, controls
 
     def _send(self, dispatches: Sequence[Dispatch]) -> None:
         self._publisher.send(dispatches)
+        self._send_due = time.monotonic() + GATHER_SECONDS
         if not self._unsettled:
             self._settle_due = time.monotonic() + SETTLE_SECONDS
         self._unsettled += [dispatch.outbox_id for dispatch in dispatches]

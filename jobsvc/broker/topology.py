@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import kombu
 from kombu.exceptions import ChannelError
 
+from jobsvc.broker.transport import AmqpTransport
 from jobsvc.errors import JobsvcError
 
 PRIORITY_MAX = 9
@@ -56,6 +57,7 @@ class Broker:
             return kombu.Connection(self.url, transport_options={"polling_interval": 0.01})
         return kombu.Connection(
             self.url,
+            transport=AmqpTransport,
             heartbeat=HEARTBEAT_SECONDS,
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             ssl=self._ssl(),

@@ -130,8 +130,7 @@ class Jobs:
         self._log.info("job deleted", job_id=job_id, actor=actor)
 
     async def _head(self, job_id: str) -> tuple[int, JobState]:
-        heads = await self._threads.read(lambda c: lookups.heads(c, [job_id]))
-        if job_id not in heads:
+        if job_id not in (heads := await self._hub.heads([job_id])):
             raise JobUnknown(job_id)
         return heads[job_id]
 

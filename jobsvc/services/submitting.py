@@ -33,6 +33,9 @@ from jobsvc.store.verbs import Answer, Submitted
 
 GROUP_MAX = 256
 GROUP_BYTES_MAX = 8 * 1024 * 1024
+# Larger ones would keep the event loop from others for milliseconds.
+LOOP_GROUP_MAX = 64
+LOOP_BYTES_MAX = 64 * 1024
 CROWD = 4
 QUIET_SECONDS = 0.002
 GATHER_SECONDS_MAX = 0.025
@@ -115,8 +118,9 @@ class GroupCommit:
         try:
             while group := await self._gathered():
                 jobs = [w.job for w in group]
+                results: Sequence[Result] = ()
                 try:
-                    results = await self._threads.run(self._store, jobs, group[0].registry)
+                    results = await self._store(jobs, group[0].registry)
                 except BaseException as error:
                     results = [error] * len(group)
                     if not isinstance(error, Exception):
@@ -153,24 +157,43 @@ class GroupCommit:
                 size += len(waiting.job.input.data)
         return group
 
-    def _store(self, jobs: Sequence[NewJob], registry: Registry) -> list[Result]:
-        """In a thread of the pool. What is plain goes by one statement, the others by the verb; one
-        bad job fails alone."""
-        stored: dict[str, Submitted] = {}
+    async def _store(self, jobs: Sequence[NewJob], registry: Registry) -> list[Result]:
+        """What is plain goes by one statement, the others by the verb; one bad job fails alone."""
+        stored: Mapping[str, Submitted] = {}
         try:
-            stored, effects = hot.submit(self._database, jobs, self._known(registry))
-            if stored:
-                self._tell(stored.values(), effects)
+            stored = await self._store_plain(jobs, self._known(registry))
         except CommitUnknown as error:
-            found = self._stored(jobs)
+            found = await self._threads.run(self._stored, jobs)
             return [found.get(job.job_id, error) for job in jobs]
         except JobsvcError as error:
             return [error] * len(jobs)
         except Exception:  # noqa: BLE001 - the verb finds out whose fault it is
             self._log.exception("cannot store by one statement", count=len(jobs))
         others = [job for job in jobs if job.job_id not in stored]
-        answers = iter(self._store_by_verb(others, registry) if others else ())
+        if not others:
+            return [stored[job.job_id] for job in jobs]
+        answers = iter(await self._threads.run(self._store_by_verb, others, registry))
         return [stored.get(job.job_id) or next(answers) for job in jobs]
+
+    async def _store_plain(self, jobs: Sequence[NewJob], known: Known) -> Mapping[str, Submitted]:
+        if len(jobs) > LOOP_GROUP_MAX or _size(jobs) > LOOP_BYTES_MAX:
+            return await self._threads.run(self._store_many_plain, jobs, known)
+        if not (plain := hot.PlainJobs(self._database, jobs, known)):
+            return {}
+        rows = await self._threads.once(hot.SUBMIT, *plain.parameters)
+        stored, effects = plain.stored(rows)
+        if stored:
+            loop = asyncio.get_running_loop()
+            # Behind those whom the answer is about to wake.
+            loop.call_soon(loop.call_soon, self._tell, stored.values(), effects)
+        return stored
+
+    def _store_many_plain(self, jobs: Sequence[NewJob], known: Known) -> Mapping[str, Submitted]:
+        """In a thread of the pool."""
+        stored, effects = hot.submit(self._database, jobs, known)
+        if stored:
+            self._tell(stored.values(), effects)
+        return stored
 
     def _store_by_verb(self, jobs: Sequence[NewJob], registry: Registry) -> list[Result]:
         """When the database refuses the group for what is in it, each goes by itself."""
@@ -242,6 +265,10 @@ class GroupCommit:
         )
         for replaced in submitted.replaced:
             self._log.info("job replaced", job_id=replaced, replaced_by=job.job_id)
+
+
+def _size(jobs: Iterable[NewJob]) -> int:
+    return sum(len(job.input.data) for job in jobs)
 
 
 def _queues(answers: Collection[Answer]) -> set[str]:

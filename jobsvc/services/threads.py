@@ -1,4 +1,4 @@
-"""The bounded pool of threads in which the event loop's database work runs."""
+"""The event loop's way to the database: a bounded pool of threads, and connections of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from jobsvc import metrics
+from jobsvc.store.aio import AsyncStatements
 from jobsvc.store.database import Connection, Database, Transaction
+from jobsvc.store.dialects.prepared import Statement
 
 T = TypeVar("T")
 
@@ -29,7 +31,8 @@ class AsyncDatabase:
     """
 
     def __init__(self, database: Database, threads: int) -> None:
-        self._database = database
+        self.database = database
+        self._statements = AsyncStatements(database, self.run)
         self._threads_max = threads
         self._threads: list[threading.Thread] = []
         self._queue: SimpleQueue[_Call | None] = SimpleQueue()
@@ -39,10 +42,14 @@ class AsyncDatabase:
         metrics.DATABASE_WAITING.set_function(lambda: max(self._calls - threads, 0))
 
     async def write(self, body: Callable[[Transaction], T], *, numbered: bool = False) -> T:
-        return await self.run(partial(self._database.write, numbered=numbered), body)
+        return await self.run(partial(self.database.write, numbered=numbered), body)
 
     async def read(self, body: Callable[[Connection], T]) -> T:
-        return await self.run(self._database.read, body)
+        return await self.run(self.database.read, body)
+
+    async def once(self, statement: Statement, *parameters: object) -> list[tuple[Any, ...]]:
+        """`Database.once` by the event loop itself: for what is small and short."""
+        return await self._statements.once(statement, *parameters)
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
         """A call whose caller is cancelled while it waits is not begun."""
@@ -60,7 +67,8 @@ class AsyncDatabase:
         return result  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """What waits is cancelled, what runs is waited for."""
+        """What waits is cancelled, what runs in a thread is waited for."""
+        self._statements.close()
         with suppress(Empty):
             while call := self._queue.get_nowait():
                 self._end(call[0], (None, asyncio.CancelledError()))

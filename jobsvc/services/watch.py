@@ -11,12 +11,13 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from jobsvc import metrics, telemetry
 from jobsvc.core.model import Change, JobEvent
+from jobsvc.core.states import JobState
 from jobsvc.errors import (
     DatabaseUnavailable,
     Draining,
@@ -27,12 +28,17 @@ from jobsvc.errors import (
     StreamExpired,
 )
 from jobsvc.services.threads import AsyncDatabase
+from jobsvc.store.hot import watching
 from jobsvc.store.reads import lookups
+from jobsvc.store.reads.lookups import Cursor
 
 WATCHERS_MAX = 20_000
 PAGE_EVENTS = 64  # of one watcher in one read
 READ_CURSORS = 25  # in one query
 HEADS_MAX = 1000  # in one query
+# What more watchers read, or more than this to take apart, is kept off the event loop.
+LOOP_CURSORS_MAX = 4
+LOOP_BYTES_MAX = 64 * 1024
 # After a read for so many watchers others wait for a moment, so that hints gather; one that is
 # alone waits for nobody.
 CROWD = 4
@@ -155,6 +161,14 @@ class WatchHub:
         finally:
             self._leave(watcher)
 
+    async def heads(self, job_ids: Sequence[str]) -> Mapping[str, tuple[int, JobState]]:
+        """Job id -> (last sequence, state), for those that exist."""
+        database = self._threads.database
+        if database.sqlite or len(job_ids) > LOOP_CURSORS_MAX:
+            return await self._threads.run(watching.heads, database, job_ids)
+        asked = watching.heads_asked(job_ids)
+        return lookups.by_job(await self._threads.once(watching.HEADS, asked))
+
     def _enter(self, job_id: str, after_sequence: int, heartbeat_seconds: float) -> _Watcher:
         if self._draining:
             raise Draining
@@ -256,9 +270,7 @@ class WatchHub:
             self._unread.pop(watcher, None)
             watcher.dirty = False  # what is hinted from here on may not be in this read
         try:
-            found = await self._threads.read(
-                lambda c: lookups.events_after(c, list(cursors), PAGE_EVENTS)
-            )
+            found = await self._events_after(list(cursors))
         except BaseException:
             for watcher in reading:
                 watcher.dirty = True
@@ -276,6 +288,16 @@ class WatchHub:
             self._mark_unread(unknown)
             await self._begin(unknown)
         return len(reading)
+
+    async def _events_after(self, cursors: Sequence[Cursor]) -> Mapping[Cursor, list[JobEvent]]:
+        if self._threads.database.sqlite or len(cursors) > LOOP_CURSORS_MAX:
+            database = self._threads.database
+            return await self._threads.run(watching.events_after, database, cursors, PAGE_EVENTS)
+        asked = watching.events_asked(cursors, PAGE_EVENTS)
+        rows = await self._threads.once(watching.EVENTS_AFTER, *asked)
+        if sum(len(row[-1] or "") for row in rows) > LOOP_BYTES_MAX:
+            return await self._threads.run(lookups.by_cursor, rows)
+        return lookups.by_cursor(rows)
 
     def _mark_unread(self, watchers: Iterable[_Watcher]) -> None:
         """Of these, whoever has not left."""
@@ -315,7 +337,7 @@ class WatchHub:
         """Looks up how far the jobs of these have come, and ends who is entitled to nothing. Those
         for whom there is something to read are read for next."""
         ids = list({w.job_id for w in new})
-        heads = await self._threads.read(lambda c: lookups.heads(c, ids))
+        heads = await self.heads(ids)
         for watcher in new:
             watcher.new = False
             head = heads.get(watcher.job_id)
@@ -352,7 +374,7 @@ class WatchHub:
                 self._log.exception("sweep failed")
 
     async def _sweep(self, ids: list[str]) -> None:
-        heads = await self._threads.read(lambda c: lookups.heads(c, ids))
+        heads = await self.heads(ids)
         self._mark(Change(job_id, last) for job_id, (last, _) in heads.items())
         for job_id in ids:
             if job_id not in heads:

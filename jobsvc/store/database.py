@@ -51,6 +51,11 @@ _OUT_OF_REACH = {"25006", "53100", "53200", "53300", "57P01", "57P02", "57P03", 
 _DISPOSE = {"25006", "57P01", "57P02", "57P03"}
 
 
+def conflict_pause(attempt: int) -> float:
+    """In seconds, before another try."""
+    return random.uniform(0, 0.02 * 2**attempt)
+
+
 class CommitUnknown(DatabaseUnavailable):
     """The connection was lost while COMMIT was under way: it may or may not have happened.
 
@@ -185,7 +190,7 @@ class Database:
             except DBAPIError as error:
                 state = sqlstate(error)
                 if state in _CONFLICTS and attempt < CONFLICT_RETRIES:
-                    time.sleep(random.uniform(0, 0.02 * 2**attempt))
+                    time.sleep(conflict_pause(attempt))
                     continue
                 if error.connection_invalidated and not reconnected:
                     reconnected = True
@@ -236,15 +241,21 @@ class Database:
             try:
                 return self._once(statement, parameters)
             except psycopg2.Error as error:
-                away = self._is_away(error.pgcode, isinstance(error, psycopg2.OperationalError))
-                if attempt == CONFLICT_RETRIES or error.pgcode not in _CONFLICTS:
-                    if away:
-                        raise DatabaseUnavailable from error
-                    raise Refused(error.pgcode) from None
-                time.sleep(random.uniform(0, 0.02 * 2**attempt))
+                self.raise_unless_conflict(error, attempt)
             except PoolTimeoutError as error:
                 raise DatabaseUnavailable from error
+            time.sleep(conflict_pause(attempt))
         raise AssertionError("the last attempt returns or raises")
+
+    def raise_unless_conflict(self, error: psycopg2.Error, attempt: int) -> None:
+        """What `once` raises for an error of the driver. Returns where its statement is to be run
+        again, after `conflict_pause`."""
+        away = self._is_away(error.pgcode, isinstance(error, psycopg2.OperationalError))
+        if error.pgcode in _CONFLICTS and attempt < CONFLICT_RETRIES:
+            return
+        if away:
+            raise DatabaseUnavailable from error
+        raise Refused(error.pgcode) from None
 
     def _once(self, statement: Statement, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
         connection = self._single_connection()
@@ -266,6 +277,12 @@ class Database:
                 return connection
             connection.invalidate()
             connection.close()
+
+    @property
+    def connect_arguments(self) -> dict[str, Any]:
+        """With which the driver connects to PostgreSQL."""
+        _, arguments = self.engine.dialect.create_connect_args(self.url)
+        return {**arguments, **postgresql_arguments(self.url)}
 
     @property
     def connections_in_use(self) -> int:

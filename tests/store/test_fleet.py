@@ -22,8 +22,8 @@ from jobsvc.services.fleet import Beat, Fleet, Told
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.store import schema, verbs
 from jobsvc.store.database import Transaction
+from jobsvc.store.hot import watching
 from jobsvc.store.locking import lock
-from jobsvc.store.reads import lookups
 from jobsvc.store.reads.fleet import NO_JOB, Page, Position
 from jobsvc.store.tables import job_events, service
 from jobsvc.store.verbs import submit
@@ -215,7 +215,7 @@ def test_an_idle_writer_holds_back_whoever_watches_all_and_nobody_else(pg_house:
         claimed = house.start()
         house.finish(claimed, DONE)
         assert names(house.page_after(begin, hidden=True)) == []
-        watched = house.database.read(lambda c: lookups.events_after(c, [(claimed.job_id, 0)], 10))
+        watched = watching.events_after(house.database, [(claimed.job_id, 0)], 10)
         assert [e.sequence for e in watched[claimed.job_id, 0]] == [1, 2, 3]
         idle.commit()
     assert [sequence for _, sequence in names(house.page_after(begin))] == [1, 2, 3]

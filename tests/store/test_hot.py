@@ -20,6 +20,7 @@ from jobsvc.store.hot.claiming import CLAIM
 from jobsvc.store.hot.finishing import SUCCEED
 from jobsvc.store.hot.publishing import FORGET_PUBLISHED
 from jobsvc.store.hot.submitting import SUBMIT, SUBMIT_ALL, Known
+from jobsvc.store.hot.watching import EVENTS_AFTER, HEADS
 from jobsvc.store.tables import (
     idempotency_keys,
     job_events,
@@ -404,6 +405,8 @@ def test_any_mix_of_both_leaves_legal_histories(house: House) -> None:
         (CLAIM, "'[]', '{demo}', 'w', gen_random_uuid(), '30 s'"),
         (SUCCEED, "'[]', 1.0"),
         (FORGET_PUBLISHED, "'{1}'"),
+        (EVENTS_AFTER, "'{}', '{}', 64"),
+        (HEADS, "'{}'"),
     ],
     ids=lambda each: getattr(each, "name", ""),
 )

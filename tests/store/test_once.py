@@ -1,15 +1,21 @@
-"""`Database.once`: single statements on connections of their own."""
+"""Single statements on connections of their own: `Database.once`, and the event loop's."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import traceback
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from jobsvc.errors import DatabaseUnavailable
+from jobsvc.store import aio
+from jobsvc.store.aio import LOOP_CONNECTIONS, AsyncStatements
 from jobsvc.store.database import CommitUnknown, Database, Refused, Transaction
 from jobsvc.store.dialects.prepared import Statement
 from jobsvc.store.tables import jobs
@@ -37,27 +43,53 @@ def database(pg_house: House, request: pytest.FixtureRequest) -> Iterator[Databa
     made.close()
 
 
-def test_the_rows_come_as_the_driver_gives_them(database: Database) -> None:
-    assert database.once(SUM, 1, 2) == [(3,)]
-    assert database.once(SUM, 2, 3) == [(5,)]
+Once = Callable[..., list[tuple[Any, ...]]]
 
 
-def test_the_planner_has_no_say(database: Database) -> None:
-    assert database.once(PLANNING) == [("force_generic_plan", "off", "off")]
+@contextmanager
+def by_loop(database: Database) -> Iterator[Once]:
+    with asyncio.Runner() as runner:
+        statements = AsyncStatements(database, asyncio.to_thread)
+        yield lambda *asked: runner.run(statements.once(*asked))
+        runner.get_loop().call_soon(statements.close)
+        runner.run(asyncio.sleep(0))
+
+
+@contextmanager
+def by_thread(database: Database) -> Iterator[Once]:
+    yield database.once
+
+
+WAYS = pytest.mark.parametrize("way", [by_thread, by_loop])
+
+
+@pytest.fixture(params=[by_thread, by_loop])
+def once(database: Database, request: pytest.FixtureRequest) -> Iterator[Once]:
+    with request.param(database) as once:
+        yield once
+
+
+def test_the_rows_come_as_the_driver_gives_them(once: Once) -> None:
+    assert once(SUM, 1, 2) == [(3,)]
+    assert once(SUM, 2, 3) == [(5,)]
+
+
+def test_the_planner_has_no_say(once: Once) -> None:
+    assert once(PLANNING) == [("force_generic_plan", "off", "off")]
 
 
 def test_a_statement_is_prepared_once_a_connection_or_never(
-    database: Database, pg_house: House
+    once: Once, database: Database, pg_house: House
 ) -> None:
     for _ in range(3):
-        database.once(SUM, 1, 2)
-    names = [name for (name,) in database.once(PREPARED)]
+        once(SUM, 1, 2)
+    names = [name for (name,) in once(PREPARED)]
     assert names == (["prepared", "sum"] if database.prepare else [])
 
 
-def test_nothing_is_left_behind_for_a_transaction(database: Database) -> None:
+def test_nothing_is_left_behind_for_a_transaction(once: Once, database: Database) -> None:
     """A connection in autocommit would make each statement of the next one a commit."""
-    database.once(SUM, 1, 2)
+    once(SUM, 1, 2)
     with pytest.raises(ZeroDivisionError):
         database.write(
             lambda tx: [tx.execute(sa.text("INSERT INTO queues (name) VALUES ('q')")), 1 // 0]
@@ -69,58 +101,58 @@ def test_nothing_is_left_behind_for_a_transaction(database: Database) -> None:
 COMMITS = "SELECT $1, current_setting('synchronous_commit')"
 
 
-def test_only_what_is_not_durable_waits_for_no_disk(database: Database) -> None:
+def test_only_what_is_not_durable_waits_for_no_disk(once: Once) -> None:
     hasty = Statement("hasty", ("int",), COMMITS, durable=False)
     patient = Statement("patient", ("int",), COMMITS)
     for _ in range(2):
-        assert database.once(hasty, 1) == [(1, "off")]
-        assert database.once(patient, 1) == [(1, "on")]
+        assert once(hasty, 1) == [(1, "off")]
+        assert once(patient, 1) == [(1, "on")]
 
 
-def test_what_it_refuses_is_the_callers(database: Database) -> None:
+def test_what_it_refuses_is_the_callers(once: Once) -> None:
     with pytest.raises(Refused) as caught:
-        database.once(Statement("division", ("int",), "SELECT 1 / $1"), 0)
+        once(Statement("division", ("int",), "SELECT 1 / $1"), 0)
     assert caught.value.sqlstate == "22012"
-    assert database.once(SUM, 1, 2) == [(3,)]
+    assert once(SUM, 1, 2) == [(3,)]
 
 
-def test_what_it_was_given_is_not_told(database: Database) -> None:
+def test_what_it_was_given_is_not_told(once: Once) -> None:
     """The driver quotes it."""
     parsed = Statement("parsed", ("text",), "SELECT $1::json")
     secret = b64encode(b"secret").decode()
     with pytest.raises(Refused) as caught:
-        database.once(parsed, f'{{"result": "{secret}"')
+        once(parsed, f'{{"result": "{secret}"')
     assert secret not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_connection_that_died_in_the_pool_is_replaced(
-    database: Database, pg_house: House
+    once: Once, database: Database, pg_house: House
 ) -> None:
-    ((before,),) = database.once(PID)
+    ((before,),) = once(PID)
     end = sa.text("SELECT pg_terminate_backend(:pid, 5000)")
     pg_house.database.read(lambda c: c.execute(end, {"pid": before}).one())
-    ((after,),) = database.once(PID)
+    ((after,),) = once(PID)
     assert after != before
 
 
+@WAYS
 def test_a_connection_that_is_lost_meanwhile_leaves_the_outcome_unknown(
-    pg_house: House, postgresql_url: str
+    pg_house: House, postgresql_url: str, way: Any
 ) -> None:
-    with Proxy(postgresql_url) as link:
-        database = Database(link.url)
-        database.once(PID)
+    with Proxy(postgresql_url) as link, closing(Database(link.url)) as database:
 
         def cut_when_busy() -> None:
             wait_until_busy(pg_house)
             link.cut()
 
-        cut = threading.Thread(target=cut_when_busy)
-        cut.start()
-        with pytest.raises(CommitUnknown):
-            database.once(Statement("slow", (), "SELECT pg_sleep(20)"))
-        cut.join()
-        assert database.once(SUM, 1, 2) == [(3,)]
-        database.close()
+        with way(database) as once:
+            once(PID)
+            cut = threading.Thread(target=cut_when_busy)
+            cut.start()
+            with pytest.raises(CommitUnknown):
+                once(Statement("slow", (), "SELECT pg_sleep(20)"))
+            cut.join()
+            assert once(SUM, 1, 2) == [(3,)]
 
 
 def wait_until_busy(house: House) -> None:
@@ -129,7 +161,7 @@ def wait_until_busy(house: House) -> None:
     until(lambda: house.database.read(lambda c: c.execute(busy).scalar_one()), 10, "a sleeper")
 
 
-def test_it_waits_for_a_locked_row_and_tries_again(database: Database, pg_house: House) -> None:
+def test_it_waits_for_a_locked_row_and_tries_again(once: Once, pg_house: House) -> None:
     job_id = pg_house.submit()
     locked, done = threading.Event(), threading.Event()
 
@@ -145,7 +177,76 @@ def test_it_waits_for_a_locked_row_and_tries_again(database: Database, pg_house:
     holder = threading.Thread(target=hold)
     holder.start()
     assert locked.wait(10)
-    assert database.once(LOCKED, job_id) == [(1,)]
+    assert once(LOCKED, job_id) == [(1,)]
     holder.join()
     assert done.is_set()
     assert pg_house.get(job_id).priority == 3
+
+
+# By the loop.
+
+
+def test_the_loop_serves_others_meanwhile(database: Database, pg_house: House) -> None:
+    async def run() -> list[str]:
+        statements = AsyncStatements(database, asyncio.to_thread)
+        ended: list[str] = []
+
+        async def ask(name: str, seconds: float) -> None:
+            await statements.once(Statement("nap", ("float8",), "SELECT pg_sleep($1)"), seconds)
+            ended.append(name)
+
+        slow = [asyncio.create_task(ask("slow", 2.0)) for _ in range(LOOP_CONNECTIONS - 1)]
+        await ask("quick", 0.0)
+        await ask("quick", 0.0)
+        await asyncio.gather(*slow)
+        statements.close()
+        return ended
+
+    assert asyncio.run(run()) == ["quick"] * 2 + ["slow"] * (LOOP_CONNECTIONS - 1)
+
+
+def test_a_silent_server_is_given_up(
+    pg_house: House, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aio, "SILENCE_SECONDS_MAX", 0.3)
+    with (
+        Proxy(postgresql_url) as link,
+        closing(Database(link.url)) as database,
+        by_loop(database) as once,
+    ):
+        once(PID)
+        with link.silence(), pytest.raises(CommitUnknown):
+            once(PID)
+
+
+def test_a_cancelled_caller_leaves_no_answer_for_the_next(database: Database) -> None:
+    async def run() -> list[tuple[Any, ...]]:
+        statements = AsyncStatements(database, asyncio.to_thread)
+        nap = Statement("nap", (), "SELECT 7 FROM pg_sleep(0.2)")
+        for _ in range(LOOP_CONNECTIONS + 1):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await statements.once(nap)
+        rows = await statements.once(SUM, 1, 2)
+        statements.close()
+        return rows
+
+    assert asyncio.run(run()) == [(3,)]
+
+
+def test_nothing_is_kept_of_a_database_that_takes_no_writes_any_more(pg_house: House) -> None:
+    """A demoted primary still answers."""
+    refuse = (
+        "CREATE OR REPLACE FUNCTION pg_temp.refuse() RETURNS int LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'read-only' USING ERRCODE = '25006'; END $$"
+    )
+    writes = Statement("writes", (), "SELECT pg_temp.refuse()")
+    prepare = Statement("prepare", (), "SELECT 1")
+    prepare.__dict__["prepare"] = f"{refuse}; {prepare.prepare}"
+    with by_loop(pg_house.database) as once:
+        once(prepare)
+        ((before,),) = once(PID)
+        with pytest.raises(DatabaseUnavailable):
+            once(writes)
+        ((after,),) = once(PID)
+    assert after != before

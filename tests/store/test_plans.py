@@ -183,10 +183,6 @@ WORK: dict[str, tuple[str, Work]] = {
         "pk_job_events",
         lambda tx: lookups.list_events(tx.connection, IDS[0], 0, 100),
     ),
-    "events of many jobs": (
-        "pk_job_events",
-        lambda tx: lookups.events_after(tx.connection, [(i, 0) for i in IDS], 100),
-    ),
     "events of all jobs": ("ix_job_events_x", lambda tx: page_of_events(tx)),
 }
 

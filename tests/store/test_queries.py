@@ -6,6 +6,7 @@ from jobsvc.core.attempts import Input, JobError, Log, Succeeded
 from jobsvc.core.model import JobEvent, JobOutcome
 from jobsvc.core.states import JobState
 from jobsvc.errors import JobUnknown
+from jobsvc.store.hot import watching
 from jobsvc.store.reads import lookups
 from tests.store.house import FATAL, House, new_id
 
@@ -20,7 +21,7 @@ def told(house: House, lines: int) -> str:
 def after(
     house: House, cursors: list[tuple[str, int]], limit: int
 ) -> dict[tuple[str, int], list[int]]:
-    found = house.database.read(lambda c: lookups.events_after(c, cursors, limit))
+    found = watching.events_after(house.database, cursors, limit)
     assert all(e.job_id == cursor[0] for cursor, events in found.items() for e in events)
     return {cursor: [e.sequence for e in events] for cursor, events in found.items()}
 
@@ -71,8 +72,9 @@ def test_events_are_listed_in_order_page_by_page(house: House) -> None:
 
 def test_heads_tell_how_far_a_job_is(house: House) -> None:
     job_id = told(house, 3)
-    heads = house.database.read(lambda c: lookups.heads(c, [job_id, new_id()]))
-    assert heads == {job_id: (5, JobState.RUNNING)}
+    heads = {job_id: (5, JobState.RUNNING)}
+    assert house.database.read(lambda c: lookups.heads(c, [job_id, new_id()])) == heads
+    assert watching.heads(house.database, [job_id, new_id()]) == heads
 
 
 def test_many_cursors_are_read_at_once(house: House) -> None:

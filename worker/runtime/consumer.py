@@ -256,16 +256,14 @@ class Consumer:
             self._drain_memory(connection)
             return
         transport = connection.connection.transport
-        buffered = getattr(transport.sock, "pending", lambda: 0)()  # of TLS
         wait = SHARE_SECONDS if self._unacknowledged.waiting else TICK_SECONDS
-        ready, _, _ = select.select(
-            [transport.sock, self._wake_in], [], [], 0 if buffered else wait
-        )
+        unread = transport.unread
+        ready, _, _ = select.select([transport.sock, self._wake_in], [], [], 0 if unread else wait)
         if self._wake_in in ready:
             with suppress(BlockingIOError):
                 os.read(self._wake_in, 65536)
             self._woken = False
-        if transport.sock in ready or buffered:
+        if transport.sock in ready or unread:
             self._take_in(connection.connection)
 
     def _take_in(self, connection: Any) -> None:

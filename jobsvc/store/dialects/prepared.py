@@ -19,6 +19,8 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 OFF = ("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin", "jit")
 _PLANNING = ("plan_cache_mode = force_generic_plan", *(f"{way} = off" for way in OFF))
+# For a connection that is to have prepared statements.
+PLAN_BY_INDEX = "; ".join(f"SET {each}" for each in _PLANNING)
 _PREPARED = "jobsvc_prepared"
 
 
@@ -70,7 +72,7 @@ def plan_by_index(connection: Any, _record: object) -> None:
     """For a new connection that is to have prepared statements."""
     connection.autocommit = True
     with connection.cursor() as cursor:
-        cursor.execute("; ".join(f"SET {each}" for each in _PLANNING))
+        cursor.execute(PLAN_BY_INDEX)
 
 
 def autocommit(connection: Any, _record: object) -> None:

@@ -50,4 +50,9 @@ def _wait(connection: Any) -> None:
         poll = select.poll()
         poll.register(connection.fileno(), _EVENTS[state])
         if not poll.poll(limit_ms):
-            raise psycopg2.OperationalError(f"no answer for {SILENCE_SECONDS_MAX:g} s")
+            raise silence()
+
+
+def silence() -> psycopg2.OperationalError:
+    """What a connection that stayed silent for too long is ended with."""
+    return psycopg2.OperationalError(f"no answer for {SILENCE_SECONDS_MAX:g} s")

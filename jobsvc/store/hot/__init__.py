@@ -12,6 +12,6 @@ base64.
 from jobsvc.store.hot.claiming import claim
 from jobsvc.store.hot.finishing import succeed
 from jobsvc.store.hot.publishing import forget_published
-from jobsvc.store.hot.submitting import submit, submit_all
+from jobsvc.store.hot.submitting import SUBMIT, PlainJobs, submit, submit_all
 
-__all__ = ["claim", "forget_published", "submit", "submit_all", "succeed"]
+__all__ = ["SUBMIT", "PlainJobs", "claim", "forget_published", "submit", "submit_all", "succeed"]

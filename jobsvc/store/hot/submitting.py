@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -38,11 +38,11 @@ class Known:
 def submit(
     database: Database, requests: Sequence[NewJob], known: Known
 ) -> tuple[dict[str, Submitted], Effects]:
-    """Stores the plain ones of `requests`. Answers them by job id; the others, none where the job
-    types have changed or some queue has a limit, are for the verb: those whose idempotency key is
-    in use, too."""
-    rows = {} if database.sqlite else _plain_rows(requests, known)
-    return _store(database, SUBMIT, requests, rows, known) if rows else ({}, Effects())
+    """Stores the plain ones of `requests`, in a thread. Answers them by job id; the others, none
+    where the job types have changed or some queue has a limit, are for the verb: those whose
+    idempotency key is in use, too."""
+    plain = PlainJobs(database, requests, known)
+    return plain.stored(database.once(SUBMIT, *plain.parameters) if plain else [])
 
 
 def submit_all(
@@ -50,29 +50,62 @@ def submit_all(
 ) -> tuple[list[Submitted], Effects] | None:
     """All of `requests` in their order, where each is plain and no idempotency key is in use; None,
     and nothing stored, otherwise."""
-    rows = {} if database.sqlite else _plain_rows(requests, known)
-    if len(rows) < len(requests) or not rows:
+    plain = PlainJobs(database, requests, known)
+    if len(plain) < len(requests) or not plain:
         return None
     try:
-        submitted, effects = _store(database, SUBMIT_ALL, requests, rows, known)
+        rows = database.once(SUBMIT_ALL, *plain.parameters)
     except Refused as error:
         if error.sqlstate != UNIQUE_VIOLATION:
             raise
         return None
-    if not submitted:
+    if not rows:
         return None
+    submitted, effects = plain.stored(rows)
     return [submitted[request.job_id] for request in requests], effects
 
 
-def _plain_rows(requests: Sequence[NewJob], known: Known) -> dict[str, dict[str, Any]]:
-    """By job id, the columns of those that may be plain."""
-    rows = {}
-    for request in requests:
-        if _is_plain(request):
-            row = timeless_columns(request, known.types.get(request.job_type))
-            if row["queue"] in known.queues:
-                rows[request.job_id] = row
-    return rows
+class PlainJobs:
+    """Those of the requests that may be plain: none on SQLite."""
+
+    def __init__(self, database: Database, requests: Sequence[NewJob], known: Known) -> None:
+        self._known = known
+        self._requests: dict[str, NewJob] = {}
+        self._rows: dict[str, dict[str, Any]] = {}
+        for request in () if database.sqlite else requests:
+            if _is_plain(request):
+                row = timeless_columns(request, known.types.get(request.job_type))
+                if row["queue"] in known.queues:
+                    self._requests[request.job_id] = request
+                    self._rows[request.job_id] = row
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def parameters(self) -> tuple[object, ...]:
+        """Of SUBMIT."""
+        given = [_given(self._requests[job_id], row) for job_id, row in self._rows.items()]
+        return json.dumps(given), self._known.revision, KEY_LIFETIME, PUBLISH_GRACE
+
+    def stored(self, answer: Iterable[Sequence[Any]]) -> tuple[dict[str, Submitted], Effects]:
+        """From the rows that SUBMIT gave."""
+        submitted = {}
+        changes = []
+        dispatches = []
+        for job_id, outbox_id, now in answer:
+            row = self._rows[job_id]
+            job = _job(self._requests[job_id], row, now.astimezone(UTC))
+            submitted[job_id] = Submitted(job_id, job)
+            changes.append(Change(job_id, 1))
+            dispatches.append(
+                Dispatch(
+                    outbox_id, "job", job_id, row["job_type"], row["queue"], row["priority"], 0
+                )
+            )
+        kinds = ((each.job_type, each.queue) for each in dispatches)
+        effects = effects_of(EventType.SUBMITTED, JobState.QUEUED, kinds, changes, dispatches)
+        return submitted, effects
 
 
 def _is_plain(request: NewJob) -> bool:
@@ -83,34 +116,6 @@ def _is_plain(request: NewJob) -> bool:
         and request.expire_time is None
         and request.ttl is None
     )
-
-
-def _store(
-    database: Database,
-    statement: Statement,
-    requests: Sequence[NewJob],
-    rows: Mapping[str, dict[str, Any]],
-    known: Known,
-) -> tuple[dict[str, Submitted], Effects]:
-    given = [_given(r, rows[r.job_id]) for r in requests if r.job_id in rows]
-    stored = database.once(
-        statement, json.dumps(given), known.revision, KEY_LIFETIME, PUBLISH_GRACE
-    )
-    by_id = {request.job_id: request for request in requests}
-    submitted = {}
-    changes = []
-    dispatches = []
-    for job_id, outbox_id, now in stored:
-        row = rows[job_id]
-        job = _job(by_id[job_id], row, now.astimezone(UTC))
-        submitted[job_id] = Submitted(job_id, job)
-        changes.append(Change(job_id, 1))
-        dispatches.append(
-            Dispatch(outbox_id, "job", job_id, row["job_type"], row["queue"], row["priority"], 0)
-        )
-    kinds = ((each.job_type, each.queue) for each in dispatches)
-    effects = effects_of(EventType.SUBMITTED, JobState.QUEUED, kinds, changes, dispatches)
-    return submitted, effects
 
 
 def _given(request: NewJob, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY
 
 from jobsvc.core.attempts import Input, JobError
 from jobsvc.core.model import Job, JobEvent, JobOutcome
@@ -22,6 +21,8 @@ from jobsvc.store.rows import (
     job_from_row,
 )
 from jobsvc.store.tables import JobId, job_events, jobs
+
+Cursor = tuple[str, int]  # a job, and the sequence of its events after which to go on
 
 
 def get_job(connection: sa.Connection, job_id: str) -> Job:
@@ -78,7 +79,10 @@ def _list_events(sqlite: bool) -> sa.Select[Any]:
 
 def heads(connection: sa.Connection, job_ids: Sequence[str]) -> dict[str, tuple[int, JobState]]:
     """Job id -> (last sequence, state), for those that exist."""
-    rows = _heads(connection, {"ids": list(job_ids)})
+    return by_job(_heads(connection, {"ids": list(job_ids)}))
+
+
+def by_job(rows: Iterable[Sequence[Any]]) -> dict[str, tuple[int, JobState]]:
     return {job_id: (last, JobState(state)) for job_id, last, state in rows}
 
 
@@ -89,31 +93,34 @@ def _heads(sqlite: bool) -> sa.Select[Any]:
 
 
 def events_after(
-    connection: sa.Connection, cursors: Sequence[tuple[str, int]], limit: int
-) -> dict[tuple[str, int], list[JobEvent]]:
-    """For each (job id, sequence) the up to `limit` events that follow it, in order.
+    connection: sa.Connection, cursors: Sequence[Cursor], limit: int
+) -> dict[Cursor, list[JobEvent]]:
+    """For each (job id, sequence) the up to `limit` events that follow it, in order. On SQLite.
 
     Sequences have no gaps, so a range of numbers bounds the count of rows. Since a job's row lock
     orders its commits, what is read is a gapless prefix of what follows.
     """
-    given: dict[str, Any]
-    if connection.dialect.name == "sqlite":
-        given = {"cursors": json.dumps([[i.replace("-", ""), after] for i, after in cursors])}
-    else:
-        given = {"ids": [i for i, _ in cursors], "numbers": [after for _, after in cursors]}
-    found: dict[tuple[str, int], list[JobEvent]] = {}
-    for after, *values in _events_after(connection, {**given, "limit": limit}):
+    given = json.dumps([[job_id.replace("-", ""), after] for job_id, after in cursors])
+    return by_cursor(connection.execute(_EVENTS_AFTER, {"cursors": given, "limit": limit}))
+
+
+def by_cursor(rows: Iterable[Sequence[Any]]) -> dict[Cursor, list[JobEvent]]:
+    found: dict[Cursor, list[JobEvent]] = {}
+    for after, *values in rows:
         read = event(values)
         found.setdefault((read.job_id, after), []).append(read)
     return found
 
 
-@Read
-def _events_after(sqlite: bool) -> sa.Select[Any]:
-    given = _cursors(sqlite)
+def _select_events_after() -> sa.Select[Any]:
+    each = sa.func.json_each(sa.bindparam("cursors")).table_valued("value")
+    given = sa.select(
+        sa.type_coerce(sa.func.json_extract(each.c.value, "$[0]"), JobId).label("id"),
+        sa.type_coerce(sa.func.json_extract(each.c.value, "$[1]"), sa.BigInteger).label("number"),
+    ).subquery("given")
     after = given.c.number
     return (
-        sa.select(after, *event_columns(sqlite))
+        sa.select(after, *event_columns(sqlite=True))
         .join(job_events, job_events.c.job_id == given.c.id)
         .where(
             job_events.c.sequence > after,
@@ -123,23 +130,4 @@ def _events_after(sqlite: bool) -> sa.Select[Any]:
     )
 
 
-def _cursors(sqlite: bool) -> sa.FromClause:
-    """The given (id, number), to join with."""
-    if sqlite:
-        each = sa.func.json_each(sa.bindparam("cursors")).table_valued("value")
-        return sa.select(
-            sa.type_coerce(sa.func.json_extract(each.c.value, "$[0]"), JobId).label("id"),
-            sa.type_coerce(sa.func.json_extract(each.c.value, "$[1]"), sa.BigInteger).label(
-                "number"
-            ),
-        ).subquery("given")
-    ids: ARRAY[str] = ARRAY(JobId)
-    numbers: ARRAY[int] = ARRAY(sa.BigInteger)
-    return (
-        sa.func.unnest(
-            sa.cast(sa.bindparam("ids", type_=ids), ids),
-            sa.cast(sa.bindparam("numbers", type_=numbers), numbers),
-        )
-        .table_valued(sa.column("id", JobId), sa.column("number", sa.BigInteger), name="given")
-        .render_derived()
-    )
+_EVENTS_AFTER = _select_events_after()
