@@ -10,7 +10,6 @@ In a server the same thread is also the relay (rows that nobody published) and t
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from functools import partial
 from jobsvc import metrics, telemetry, vital
 from jobsvc.broker.publisher import Publisher
 from jobsvc.broker.topology import Broker, BrokerUnavailable
+from jobsvc.core.backoff import Backoff
 from jobsvc.core.model import Change, Dispatch, Effects
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.store import dispatching, hot, queues
@@ -36,7 +36,6 @@ SETTLE_SECONDS = 0.05
 # Between one sending of jobs and the next.
 GATHER_SECONDS = 0.005
 KEEP_ALIVE_SECONDS = 1.0
-BACKOFF_SECONDS = 0.2, 5.0
 
 OnChanges = Callable[[Iterable[Change]], None]
 
@@ -74,6 +73,7 @@ class Outbox:
         self._send_due = 0.0
         self._keep_alive_due = self._relay_due = self._redispatch_due = 0.0
         self._short_of: set[str] = set()  # queues, as of the last look
+        self._backoff = Backoff()
         self._log = telemetry.get_logger("outbox")
         self._thread = vital.thread("outbox", self._run)
         metrics.BROKER_UP.set_function(lambda: self.broker_reachable)
@@ -123,31 +123,28 @@ class Outbox:
             self._work.notify()
 
     def _run(self) -> None:
-        failures = 0
-        while not self._stopping or (not failures and self._has_work()):
+        backoff = self._backoff
+        while not self._stopping or (not backoff.failures and self._has_work()):
             try:
                 self._wait()
                 self._step()
-                if failures and self._publisher.connected:
+                if backoff.failures and self._publisher.connected:
                     self._log.info("broker reached")
-                    failures = 0
+                    backoff.reset()
             except (BrokerUnavailable, DatabaseUnavailable) as error:
                 self._unsettled.clear()  # the relay's
-                self._pause(failures, error)
-                failures += 1
+                self._pause(error)
             except Exception:  # noqa: BLE001 - logged; the loop must go on
                 self._log.exception("outbox step failed")
                 self._unsettled.clear()
                 self._publisher.close()
-                self._pause(failures, None)
-                failures += 1
+                self._pause(None)
         self._publisher.close()
 
-    def _pause(self, failures: int, error: Exception | None) -> None:
-        if error is not None and not failures:
+    def _pause(self, error: Exception | None) -> None:
+        if error is not None and not self._backoff.failures:
             self._log.warning("broker or database out of reach", reason=str(error))
-        low, high = BACKOFF_SECONDS
-        deadline = time.monotonic() + random.uniform(low, min(high, low * 2 ** min(failures, 8)))
+        deadline = time.monotonic() + self._backoff.next()
         with self._work:
             while not self._stopping and (left := deadline - time.monotonic()) > 0:
                 self._work.wait(left)

@@ -6,7 +6,6 @@ What comes this way is transient and may be lost; whoever listens has another wa
 from __future__ import annotations
 
 import json
-import random
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -16,9 +15,8 @@ import kombu
 
 from jobsvc import telemetry, vital
 from jobsvc.broker.topology import HEARTBEAT_SECONDS, HINT, Broker, abandon, broker_errors
+from jobsvc.core.backoff import Backoff
 from jobsvc.core.model import Change
-
-RECONNECT_SECONDS = 0.2, 5.0
 
 
 class HintListener:
@@ -39,7 +37,7 @@ class HintListener:
         self._thread.join()
 
     def _run(self) -> None:
-        failures = 0
+        backoff = Backoff()
         while not self._stopping.is_set():
             connection = self._broker.connection()
             try:
@@ -50,18 +48,15 @@ class HintListener:
                     connection.default_channel, [queue], on_message=self._receive, no_ack=True
                 )
                 consumer.consume()
-                failures = 0
+                backoff.reset()
                 self._listen(connection)
             except broker_errors(connection) as error:
-                failures += 1
                 self._log.warning("hints interrupted", reason=str(error))
             except Exception:  # noqa: BLE001 - logged; whatever came, the next may be of use
-                failures += 1
                 self._log.exception("hints failed")
             finally:
                 abandon(connection)
-            low, high = RECONNECT_SECONDS
-            self._stopping.wait(random.uniform(low, min(high, low * 2**failures)))
+            self._stopping.wait(backoff.next())
 
     def _listen(self, connection: kombu.Connection) -> None:
         while not self._stopping.is_set():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import select
 import threading
@@ -32,10 +31,10 @@ from jobsvc.broker.topology import (
     broker_errors,
     queue_name,
 )
+from jobsvc.core.backoff import Backoff
 from jobsvc.errors import DatabaseUnavailable
 from worker.runtime.acknowledging import Unacknowledged
 
-RECONNECT_SECONDS = 0.2, 5.0
 TICK_SECONDS = 1.0
 MEMORY_TICK_SECONDS = 0.05
 FRAMES_MAX = 1500  # three a message; then acknowledgements get their turn again
@@ -173,7 +172,7 @@ class Consumer:
                 os.write(self._wake_out, b"w")
 
     def _run(self) -> None:
-        failures = 0
+        backoff = Backoff()
         trouble: Exception | None = None
         while not self._stopping.is_set():
             self._resumed.wait()
@@ -183,24 +182,20 @@ class Consumer:
                     self._repair(trouble)
                     trouble = None
                 self._open(connection)
-                failures = 0
+                backoff.reset()
                 self._consume(connection)
+                continue
             except DatabaseUnavailable as error:
                 self._log.warning("database out of reach", reason=str(error))
-                failures += 1
             except broker_errors(connection) as error:
                 self._log.warning("consuming interrupted", reason=str(error))
-                failures += 1
                 trouble = error
             except Exception:  # noqa: BLE001 - logged; a deaf worker is worse
                 self._log.exception("consumer failed")
-                failures += 1
             finally:
                 self._lose_channel()
                 abandon(connection)
-            low, high = RECONNECT_SECONDS
-            if failures:
-                self._stopping.wait(random.uniform(low, min(high, low * 2 ** min(failures, 8))))
+            self._stopping.wait(backoff.next())
 
     def _open(self, connection: kombu.Connection) -> None:
         self._generations = dict(self._queues.generations(self._names))

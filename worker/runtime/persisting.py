@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from jobsvc import telemetry
+from jobsvc.core.backoff import Backoff
 from jobsvc.errors import DatabaseUnavailable
 
 T = TypeVar("T")
-
-DATABASE_BACKOFF_SECONDS = 0.2, 5.0
 
 
 def persist(write: Callable[[], T], keep_trying: Callable[[float], bool]) -> T:
@@ -24,14 +21,13 @@ def persist(write: Callable[[], T], keep_trying: Callable[[float], bool]) -> T:
     is written.
     """
     began = time.monotonic()
-    for tries in itertools.count():
+    backoff = Backoff()
+    while True:
         try:
             return write()
         except DatabaseUnavailable as error:
-            if not tries:
+            if not backoff.failures:
                 telemetry.get_logger("worker").warning("database out of reach", reason=str(error))
             if not keep_trying(time.monotonic() - began):
                 raise
-        low, high = DATABASE_BACKOFF_SECONDS
-        time.sleep(random.uniform(low, min(high, low * 2 ** min(tries, 8))))
-    raise AssertionError("count() does not end")
+        time.sleep(backoff.next())

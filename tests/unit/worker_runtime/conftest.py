@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import pytest
 
 from jobsvc.broker.topology import Broker
+from jobsvc.core import backoff
 from jobsvc.core.attempts import AttemptKey, Claimed, Ending, Interrupted, Report
 from jobsvc.core.model import Effects
 from jobsvc.errors import DatabaseUnavailable
@@ -20,7 +21,6 @@ from tests.store.house import EVERY_TYPE, LEASE_SECONDS, House
 from tests.unit.conftest import POOL_SIZE, hasten
 from worker.pool import Listener
 from worker.pool import Pool as RealPool
-from worker.runtime import persisting
 from worker.runtime.attempts import Attempts
 from worker.runtime.claiming import Claiming
 from worker.runtime.consumer import Consumer as RealConsumer
@@ -236,7 +236,8 @@ def database(sqlite_url: str) -> Iterator[Shaky]:
 @pytest.fixture
 def idle(database: Shaky, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     """Not started yet: what is delivered waits."""
-    monkeypatch.setattr(persisting, "DATABASE_BACKOFF_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(backoff, "SECONDS_MIN", 0.01)
+    monkeypatch.setattr(backoff, "SECONDS_MAX", 0.02)
     made = Runtime(database)
     yield made
     database.away = False

@@ -9,10 +9,11 @@ from typing import Any, cast
 
 import pytest
 
+from jobsvc.core import backoff
 from jobsvc.core.attempts import Claimed, Input, Interrupted, Succeeded
 from jobsvc.errors import DatabaseUnavailable
 from worker.pool import Pool
-from worker.runtime import persisting, prefetch
+from worker.runtime import prefetch
 from worker.runtime.attempts import Attempt, Attempts
 from worker.runtime.consumer import Consumer, Delivery
 from worker.runtime.inbox import Inbox
@@ -169,7 +170,8 @@ def test_prefetch_is_changed_when_it_matters(attempts: Attempts) -> None:
 
 
 def test_writing_goes_on_as_long_as_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(persisting, "DATABASE_BACKOFF_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(backoff, "SECONDS_MIN", 0.0)
+    monkeypatch.setattr(backoff, "SECONDS_MAX", 0.0)
     tries: list[None] = []
 
     def write() -> str:
