@@ -40,9 +40,9 @@ def start(tmp_path: Path, data_dir: Path) -> Iterator[Start]:
     """Starts it on the data directory; `listen` is its address."""
     started: list[Process] = []
 
-    def begin(listen: str = "127.0.0.1:0") -> Process:
+    def begin(listen: str = "127.0.0.1:0", **given: str) -> Process:
         arguments = ["dev", "--data-dir", str(data_dir), "--listen", listen]
-        settings = {**SETTINGS, "JOBSVC_HANDLERS": "worker.handlers"}
+        settings = {**SETTINGS, "JOBSVC_HANDLERS": "worker.handlers", **given}
         started.append(Process(f"dev{len(started) + 1}", arguments, settings, tmp_path))
         return started[-1]
 
@@ -166,6 +166,15 @@ def test_a_paused_queue_stays_so_and_then_goes_by_priority(start: Start) -> None
             client.wait(job_id, timeout=20)
         started = {job.job_id: job.start_time.ToNanoseconds() for job in client.jobs()}
         assert started[best] <= min(started[job_id] for job_id in low)
+
+
+def test_a_cancel_does_not_wait_for_a_heartbeat(start: Start) -> None:
+    process = start(JOBSVC_LEASE="1h", JOBSVC_HEARTBEAT="25m")
+    with Client(str(process.wait_ready()["address"])) as client:
+        job_id = client.submit("demo.sleep", {"seconds": 600}).job.job_id
+        until(lambda: client.get(job_id).attempt, 20, "it runs")
+        client.cancel(job_id)
+        assert state_name(client.wait(job_id, timeout=20).state) == "CANCELLED"
 
 
 def test_second_one_on_the_directory_is_refused(start: Start) -> None:

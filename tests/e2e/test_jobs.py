@@ -112,6 +112,15 @@ def test_cancel_kills_what_runs(shared: Service, tmp_path: Path) -> None:
     assert state_name(client.cancel(job_id).state) == "CANCELLED"
 
 
+def test_a_cancel_does_not_wait_for_a_heartbeat(service: Service) -> None:
+    service.start(lease="1h", heartbeat="25m")
+    client = service.client()
+    job_id = client.submit("demo.sleep", {"seconds": 600}).job.job_id
+    until(lambda: client.get(job_id).attempt, 20, "it runs")
+    client.cancel(job_id)
+    assert state_name(client.wait(job_id, timeout=20).state) == "CANCELLED"
+
+
 def test_waiting_job_is_cancelled_at_once(shared: Service) -> None:
     client = shared.client()
     job_id = client.submit("demo.echo", delay=3600).job.job_id

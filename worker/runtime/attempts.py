@@ -17,6 +17,9 @@ from jobsvc import metrics
 from jobsvc.core.attempts import AttemptKey, Claimed, Ending
 from worker.runtime.consumer import Delivery
 
+# So many of the last cancels that were told are remembered: those of the time that a claim takes.
+TOLD_MAX = 1000
+
 
 @dataclass(slots=True, eq=False)
 class Attempt:
@@ -45,13 +48,16 @@ class Attempt:
 class Attempts:
     """Safe to use from any thread; no call waits for more than the table's own lock."""
 
-    def __init__(self, claimable: threading.Event) -> None:
-        """`claimable` is set when no more than `wake_at` are left unended."""
+    def __init__(self, claimable: threading.Event, beat: threading.Event) -> None:
+        """`claimable` is set when no more than `wake_at` are left unended; `beat`, to have the
+        leases renewed at once, when one of them is to be cancelled."""
         self._claimable = claimable
+        self._beat = beat
         self.wake_at = 0
         self._lock = threading.Lock()
         self._held: dict[AttemptKey, Attempt] = {}
         self._ended = 0
+        self._told: dict[str, None] = {}  # jobs to be cancelled, latest last: not ours, or not yet
         self._claimed_at: float | None = None
         metrics.RUNNING.set_function(lambda: len(self))
 
@@ -79,6 +85,9 @@ class Attempts:
             self._held.update((attempt.claimed.key, attempt) for attempt in attempts)
             if attempts:
                 self._claimed_at = claimed_at
+            told = any(attempt.job_id in self._told for attempt in attempts)
+        if told:
+            self._beat.set()
 
     def find(self, claimed: Iterable[Claimed]) -> list[Attempt]:
         """Of those that are held."""
@@ -141,9 +150,16 @@ class Attempts:
         with self._lock:
             return [attempt for attempt in self._held.values() if not attempt.lost]
 
-    def has_job(self, job_id: str) -> bool:
+    def on_cancel_told(self, job_id: str) -> None:
+        """The cancel of a running job was requested, perhaps while the claim of it is under way."""
         with self._lock:
-            return any(attempt.job_id == job_id for attempt in self._held.values())
+            held = any(attempt.job_id == job_id for attempt in self._held.values())
+            if not held:
+                self._told[job_id] = None
+                if len(self._told) > TOLD_MAX:
+                    del self._told[next(iter(self._told))]
+        if held:
+            self._beat.set()
 
     def deliveries(self) -> Counter[str]:
         """How many messages they hold, by queue."""

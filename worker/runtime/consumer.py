@@ -203,17 +203,20 @@ class Consumer:
         self._broker.declare(connection, self._generations)
         self._channel = connection.channel()
         self._epoch += 1
-        if not self._broker.memory:
-            told = kombu.Queue("", CONTROL, exclusive=True, auto_delete=True, durable=False)
-            listener = kombu.Consumer(
-                connection.channel(),
-                [told],
-                on_message=self._receive_control,
-                no_ack=True,
-                on_decode_error=self._pass_over,
-            )
-            listener.consume()
+        self._listen(connection)
         self._subscribe()
+
+    def _listen(self, connection: kombu.Connection) -> None:
+        """To what is told to all workers."""
+        told = kombu.Queue("", CONTROL, exclusive=True, auto_delete=True, durable=False)
+        listener = kombu.Consumer(
+            connection.channel(),
+            [told],
+            on_message=self._receive_control,
+            no_ack=True,
+            on_decode_error=self._pass_over,
+        )
+        listener.consume()
 
     def _subscribe(self) -> None:
         self._prefetch = self._wanted

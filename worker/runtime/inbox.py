@@ -19,15 +19,13 @@ class Inbox:
         self,
         claimable: threading.Event,
         attempts: Attempts,
-        beat_now: Callable[[], None],
         *,
         redelivered: bool,
     ) -> None:
-        """`claimable` is set when something comes and nothing was there. `beat_now`: have the
-        leases renewed at once. `redelivered`: what a lost channel has delivered comes again."""
+        """`claimable` is set when something comes and nothing was there. `redelivered`: what
+        a lost channel has delivered comes again."""
         self._claimable = claimable
         self._attempts = attempts
-        self._beat_now = beat_now
         self._redelivered = redelivered
         self._lock = threading.Lock()
         self._heap: list[tuple[int, int, Delivery]] = []
@@ -54,8 +52,7 @@ class Inbox:
                 self._keep(lambda delivery: delivery.epoch > epoch)
 
     def on_cancel_told(self, job_id: str) -> None:
-        if self._attempts.has_job(job_id):
-            self._beat_now()
+        self._attempts.on_cancel_told(job_id)
 
     def take(self, most: int) -> tuple[dict[str, Delivery], list[Delivery]]:
         """The next messages by job, one each, and those that only repeat one of them.

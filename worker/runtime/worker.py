@@ -67,8 +67,8 @@ class Worker:
         alone = broker.memory  # Kombu's memory transport reaches no other process
         self._held_max = MEMORY_PREFETCH if alone else max(PREFETCH_MAX, settings.concurrency)
         claimable, beat = threading.Event(), threading.Event()
-        attempts = Attempts(claimable)
-        inbox = Inbox(claimable, attempts, beat.set, redelivered=not alone)
+        attempts = Attempts(claimable, beat)
+        inbox = Inbox(claimable, attempts, redelivered=not alone)
         self._consumer = Consumer(
             broker, settings.queues, inbox, DatabaseQueues(database), settings.concurrency
         )

@@ -166,8 +166,8 @@ class Runtime:
         self._tags = itertools.count(1)
         claimable = threading.Event()
         pool, consumer = cast(RealPool, self.pool), cast(RealConsumer, self.consumer)
-        self.attempts = Attempts(claimable)
-        self.inbox = Inbox(claimable, self.attempts, self.beat.set, redelivered=not alone)
+        self.attempts = Attempts(claimable, self.beat)
+        self.inbox = Inbox(claimable, self.attempts, redelivered=not alone)
         self.recording = Recording(
             database,
             self.outbox,

@@ -42,12 +42,12 @@ def claimable() -> threading.Event:
 
 @pytest.fixture
 def attempts(claimable: threading.Event) -> Attempts:
-    return Attempts(claimable)
+    return Attempts(claimable, threading.Event())
 
 
 @pytest.fixture
 def inbox(claimable: threading.Event, attempts: Attempts) -> Inbox:
-    return Inbox(claimable, attempts, lambda: None, redelivered=True)
+    return Inbox(claimable, attempts, redelivered=True)
 
 
 # The table

@@ -25,6 +25,7 @@ from jobsvc.store.verbs.running import LOG_BYTES_MAX, LOG_BYTES_MIN
 from tests.harness.wait import until
 from tests.store.house import new_id
 from worker.runtime import claiming, keeping, prefetch, recording
+from worker.runtime.attempts import TOLD_MAX
 
 from .conftest import CONCURRENCY, SECONDS_MAX, Runtime, Shaky
 
@@ -338,6 +339,26 @@ def test_a_cancel_reaches_the_pool(runtime: Runtime) -> None:
     runtime.pool.end(job_id, Stopped())
     runtime.consumer.wait_acknowledged(delivery)
     assert runtime.house.get(job_id).state is JobState.CANCELLED
+
+
+def test_a_cancel_that_is_told_while_its_job_is_claimed(idle: Runtime) -> None:
+    """The claim has been committed by then, and the worker does not know of it yet."""
+    job_id = idle.house.submit()
+    delivery = idle.deliver(job_id)
+    idle.inbox.on_cancel_told(job_id)
+    for _ in range(TOLD_MAX - 1):
+        idle.inbox.on_cancel_told(new_id())
+    assert not idle.beat.is_set()
+    idle.start()
+    assert idle.beat.wait(SECONDS_MAX)
+    idle.pool.end(job_id, DONE)
+    idle.consumer.wait_acknowledged(delivery)
+
+
+def test_of_cancels_that_were_told_the_last_are_remembered(runtime: Runtime) -> None:
+    for _ in range(2 * TOLD_MAX):
+        runtime.inbox.on_cancel_told(new_id())
+    assert len(runtime.attempts._told) == TOLD_MAX
 
 
 def test_reports_are_recorded_in_order_and_before_the_outcome(runtime: Runtime) -> None:
