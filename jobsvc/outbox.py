@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 
 from jobsvc import metrics, telemetry, vital
@@ -61,7 +61,10 @@ class Outbox:
         self._relay_interval = relay_interval
         self._redispatch_interval = redispatch_interval
         self._publisher = Publisher(
-            broker, self._generations, self._recreate if relay_interval is not None else None
+            broker,
+            self._generations,
+            self._leave_behind,
+            self._recreate if relay_interval is not None else None,
         )
         self._dispatches: deque[Dispatch] = deque()
         self._unsettled: list[int] = []  # outbox rows whose messages were sent
@@ -211,9 +214,9 @@ class Outbox:
             self._settle()
 
     def _settle(self) -> None:
-        self._publisher.settle()
-        settled, self._unsettled = self._unsettled, []
-        hot.forget_published(self._database, settled)
+        refused = self._publisher.settle()
+        sent, self._unsettled = self._unsettled, []
+        _forget(self._database, sent, refused)
 
     def _tick(self, relay_interval: float) -> None:
         now = time.monotonic()
@@ -268,11 +271,20 @@ class Outbox:
             self._database.write(lambda tx: queues.add_queues(tx, wanted))
         return self._database.read(queues.generations)
 
+    def _leave_behind(self, name: str, broken: int) -> None:
+        self._database.write(lambda tx: queues.next_generation(tx, name, broken))
+
 
 def relay_once(database: Database, publisher: Publisher, limit: int) -> int:
     """Publishes up to `limit` outbox rows that their writer did not. Answers how many."""
     owed = database.write(lambda tx: dispatching.take_owed(tx, limit))
     if owed:
-        publisher.publish(owed)
-        hot.forget_published(database, [d.outbox_id for d in owed])
+        refused = publisher.publish(owed)
+        _forget(database, [d.outbox_id for d in owed], refused)
     return len(owed)
+
+
+def _forget(database: Database, sent: Sequence[int], refused: Collection[int]) -> None:
+    """What the broker refused is owed still; the relay sends it again when it is due."""
+    if settled := [each for each in sent if each not in refused]:
+        hot.forget_published(database, settled)

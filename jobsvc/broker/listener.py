@@ -42,12 +42,7 @@ class HintListener:
             connection = self._broker.connection()
             try:
                 connection.connect()
-                HINT(connection.default_channel).declare()
-                queue = kombu.Queue("", HINT, exclusive=True, auto_delete=True, durable=False)
-                consumer = kombu.Consumer(
-                    connection.default_channel, [queue], on_message=self._receive, no_ack=True
-                )
-                consumer.consume()
+                self._broker.listen(connection, HINT, self._receive)
                 backoff.reset()
                 self._listen(connection)
             except broker_errors(connection) as error:

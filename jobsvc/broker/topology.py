@@ -1,13 +1,16 @@
 """Names on the broker and the arguments that go with them; both sides declare the same.
 
-Arguments never change under one name (that is 406 PRECONDITION_FAILED): a queue that needs others,
-or that cannot be repaired, takes the next generation, whose number is in the database.
+Arguments never change under one name (that is 406 PRECONDITION_FAILED): a queue of jobs that needs
+others, or that cannot be repaired, takes the next generation, whose number is in the database.
+What people only look at, and what only tells sooner, is used as it is found: an alert goes on to
+read the queue that it reads, and no name but those that jobs go through can stop the work.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +18,7 @@ from urllib.parse import urlsplit
 import kombu
 from kombu.exceptions import ChannelError
 
+from jobsvc import telemetry
 from jobsvc.broker.transport import AmqpTransport
 from jobsvc.errors import JobsvcError
 
@@ -26,7 +30,11 @@ DEAD = kombu.Exchange("jobs.dead", "fanout", durable=True)
 UNROUTABLE = kombu.Exchange("jobs.unroutable", "fanout", durable=True)
 HINT = kombu.Exchange("jobs.hint", "fanout", durable=True, delivery_mode="transient")
 CONTROL = kombu.Exchange("jobs.control", "fanout", durable=True, delivery_mode="transient")
-EXCHANGES = (JOBS, DEAD, UNROUTABLE, HINT, CONTROL)
+BESIDE_JOBS = (DEAD, UNROUTABLE, HINT, CONTROL)
+
+NOT_FOUND = "404"
+RESOURCE_LOCKED = "405"  # exclusive to a connection of somebody else
+PRECONDITION_FAILED = "406"
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 IO_TIMEOUT_SECONDS = 10.0
@@ -36,6 +44,18 @@ HEARTBEAT_SECONDS = 10
 class BrokerUnavailable(JobsvcError):
     """The broker did not answer, refused, or lost the connection; nothing is known of what was
     under way."""
+
+
+class BrokerBlocked(BrokerUnavailable):
+    """The broker is short of memory or disk and takes no messages; the connection stays."""
+
+
+class QueuesTaken(BrokerUnavailable):
+    """Queues that jobs go through are there, but not as ours: `queues`, name -> generation."""
+
+    def __init__(self, queues: Mapping[str, int], reason: str) -> None:
+        super().__init__(reason)
+        self.queues = queues
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,47 +124,103 @@ class Broker:
         return kombu.Queue(name, exchange, durable=True, queue_arguments=arguments)
 
     def declare(self, connection: kombu.Connection, queues: Mapping[str, int]) -> None:
-        """Exchanges, the poison queue and those of `queues`: name -> generation."""
+        """Exchanges, the poison queue and those of `queues`: name -> generation. Raises
+        QueuesTaken, after it has looked at all of them."""
+        with _channel(connection) as channel:
+            JOBS(channel).declare()
+        for exchange in BESIDE_JOBS:
+            self._declare_exchange(connection, exchange)
+        if not self.memory:  # nobody reads it there, and it would grow without bound
+            self._declare_beside_jobs(connection, self.poison_queue)
+        self._declare_queues(connection, queues)
+
+    def _declare_queues(self, connection: kombu.Connection, queues: Mapping[str, int]) -> None:
+        taken: dict[str, int] = {}
+        reasons: list[str] = []
         channel = connection.channel()
-        try:
-            for exchange in EXCHANGES:
-                exchange(channel).declare()
-            for name, generation in queues.items():
+        for name, generation in queues.items():
+            try:
                 self.queue(name, generation)(channel).declare()
-            if not self.memory:  # nobody reads it there, and it would grow without bound
-                self.poison_queue(channel).declare()
-        finally:
-            _close(channel)
+            except ChannelError as error:
+                if _code(error) not in {PRECONDITION_FAILED, RESOURCE_LOCKED}:
+                    raise
+                taken[name] = generation
+                reasons.append(str(error))
+                channel = connection.channel()  # the other one has ended
+        channel.close()
+        if taken:
+            raise QueuesTaken(taken, "; ".join(reasons))
 
     def declare_dead(self, connection: kombu.Connection) -> None:
-        """The dead-letter queue. Only servers declare it, after they have re-created what a
-        broker without it must have lost: its presence says that this broker remembers."""
-        if self.memory:
-            return
-        channel = connection.channel()
+        """The dead-letter queue. Only servers declare it, and only one that has noted to re-create
+        what a broker without it must have lost: its presence says that this broker remembers."""
+        if not self.memory:
+            self._declare_beside_jobs(connection, self.dead_queue)
+
+    def _declare_exchange(self, connection: kombu.Connection, exchange: kombu.Exchange) -> None:
+        """Of any type one serves: what we send and bind has no routing key."""
         try:
-            self.dead_queue(channel).declare()
-        finally:
-            _close(channel)
+            with _channel(connection) as channel:
+                exchange(channel).declare()
+        except ChannelError as error:
+            _used_as_found(exchange.name, error)
+
+    def _declare_beside_jobs(self, connection: kombu.Connection, queue: kombu.Queue) -> None:
+        try:
+            with _channel(connection) as channel:
+                queue(channel).queue_declare()
+        except ChannelError as error:
+            _used_as_found(queue.name, error)
+        try:
+            with _channel(connection) as channel:
+                queue(channel).queue_bind()
+        except ChannelError as error:
+            telemetry.get_logger("broker").error(
+                "cannot be bound, and gets nothing", name=queue.name, reason=str(error)
+            )
+
+    def listen(
+        self,
+        connection: kombu.Connection,
+        exchange: kombu.Exchange,
+        on_message: Callable[[Any], None],
+        on_decode_error: Callable[[Any, Exception], None] | None = None,
+    ) -> None:
+        """Consumes what the exchange fans out, from a queue that ends with the connection."""
+        self._declare_exchange(connection, exchange)
+        channel = connection.channel()
+        name = channel.queue_declare("", exclusive=True, auto_delete=True, durable=False).queue
+        channel.queue_bind(name, exchange.name, "")
+        kombu.Consumer(
+            channel,
+            [kombu.Queue(name, no_declare=True)],
+            on_message=on_message,
+            no_ack=True,
+            auto_declare=False,
+            on_decode_error=on_decode_error,
+        ).consume()
 
     def remembers(self, connection: kombu.Connection) -> bool:
         """False where the broker is new, or lost its data."""
-        return not self.memory and self._depth(connection, self.dead_queue) is not None
+        if self.memory:
+            return False
+        try:
+            return self._depth(connection, self.dead_queue) is not None
+        except ChannelError:  # it is there, though not for us
+            return True
 
     def depth(self, connection: kombu.Connection, name: str, generation: int) -> int | None:
         """Messages of a queue that are ready to be delivered; None where it does not exist."""
         return self._depth(connection, self.queue(name, generation))
 
     def _depth(self, connection: kombu.Connection, queue: kombu.Queue) -> int | None:
-        channel = connection.channel()
         try:
-            declared = queue(channel).queue_declare(passive=True)
+            with _channel(connection) as channel:
+                declared = queue(channel).queue_declare(passive=True)
         except ChannelError as error:
-            if str(getattr(error, "reply_code", "")) != "404":  # text on the memory transport
+            if _code(error) != NOT_FOUND:
                 raise
             return None
-        finally:
-            _close(channel)
         return int(declared.message_count)
 
 
@@ -157,10 +233,25 @@ def queue_of(full_name: str) -> str:
     return full_name.removeprefix("jobs.q.").partition("@")[0]
 
 
-def _close(channel: Any) -> None:
-    # A channel error (404, 406) has closed it already.
-    if getattr(channel, "is_open", True):
-        channel.close()
+@contextmanager
+def _channel(connection: kombu.Connection) -> Iterator[Any]:
+    """One of its own, as what the broker refuses ends it."""
+    channel = connection.channel()
+    try:
+        yield channel
+    finally:
+        if getattr(channel, "is_open", True):  # a channel error has closed it already
+            channel.close()
+
+
+def _code(error: ChannelError) -> str:
+    return str(getattr(error, "reply_code", ""))  # text on the memory transport
+
+
+def _used_as_found(name: str, error: ChannelError) -> None:
+    telemetry.get_logger("broker").warning(
+        "not as we declare it, and used as it is", name=name, reason=str(error)
+    )
 
 
 def broker_errors(connection: kombu.Connection) -> tuple[type[Exception], ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import kombu
 import pytest
 
-from jobsvc.broker.publisher import Publisher
+from jobsvc.broker.publisher import Message, Publisher
 from jobsvc.broker.topology import Broker
 from jobsvc.core.model import Dispatch
 from tests.store.house import new_id
@@ -145,6 +145,13 @@ def dispatch(queue: str, job_id: str | None = None, **fields: Any) -> Dispatch:
     return Dispatch(**(values | fields))
 
 
+def put(publisher: Publisher, *messages: Message) -> frozenset[int]:
+    """Answers which of them were refused."""
+    publisher.connect()
+    publisher._send(messages)
+    return publisher.settle()
+
+
 @pytest.fixture
 def broker(broker_url: str) -> Broker:
     return Broker(broker_url)
@@ -162,7 +169,7 @@ def known() -> Generations:
 
 @pytest.fixture
 def publisher(broker: Broker, known: Generations) -> Iterator[Publisher]:
-    made = Publisher(broker, known)
+    made = Publisher(broker, known, known.leave_behind)
     yield made
     made.close()
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -15,14 +16,14 @@ from jobsvc.broker import publisher as publishing
 from jobsvc.broker import topology
 from jobsvc.broker.listener import HintListener
 from jobsvc.broker.publisher import Message, Publisher
-from jobsvc.broker.topology import JOBS, Broker, BrokerUnavailable, queue_name
+from jobsvc.broker.topology import JOBS, Broker, BrokerBlocked, BrokerUnavailable, queue_name
 from jobsvc.core.model import Change
 from tests.harness.wait import until
 from tests.services import RabbitmqNode
 from tests.store.house import new_id
 from worker.runtime.consumer import Consumer
 
-from .conftest import SECONDS_MAX, Generations, Hands, Inbox, dispatch
+from .conftest import SECONDS_MAX, Generations, Hands, Inbox, dispatch, put
 
 QUEUE = queue_name("default")
 
@@ -69,8 +70,8 @@ def test_a_confirmation_that_comes_too_late_confirms_nothing_else(
     publisher.publish([dispatch("default")])
     hands.declare("full", **{"x-max-length": 1, "x-overflow": "reject-publish"})
     hands.do(lambda channel: channel.queue_bind("full", JOBS.name, "full"))
-    message = Message(JOBS.name, "full", b"{}")
-    publisher._publish([message])
+    message = Message(JOBS.name, "full", b"{}", outbox_id=7)
+    assert not put(publisher, message)
     late = new_id()
     node.pause()
     began = time.monotonic()
@@ -84,10 +85,39 @@ def test_a_confirmation_that_comes_too_late_confirms_nothing_else(
     assert time.monotonic() - began < 10
     node.resume()
     publisher.connect()
-    with pytest.raises(BrokerUnavailable, match="refused"):
-        publisher._publish([message])
+    assert put(publisher, message) == {7}
     publisher.publish([dispatch("default", late)])
     assert late in {json.loads(body)["job_id"] for body in hands.bodies(QUEUE)}
+
+
+def test_a_broker_that_is_short_of_memory(node: RabbitmqNode, broker: Broker, hands: Hands) -> None:
+    """It stops reading from whoever publishes: the connection is kept, and asked for nothing."""
+    known = Generations()
+    publisher = Publisher(broker, known, known.leave_behind)
+    publisher.publish([dispatch("short")])
+    connection = publisher.connect()
+    node.ctl("set_vm_memory_high_watermark", "absolute", "1000")
+    try:
+        with pytest.raises(BrokerBlocked):
+            publisher.publish([dispatch("short")])
+        assert not publisher.connected
+        for body in (publisher.connect, partial(publisher.depth, "short")):
+            with pytest.raises(BrokerBlocked):
+                body()
+    finally:
+        node.ctl("set_vm_memory_high_watermark", "absolute", "512MB")
+
+    def reached() -> bool:
+        with suppress(BrokerBlocked):
+            publisher.connect()
+        return publisher.connected
+
+    until(reached, SECONDS_MAX, "it takes messages again")
+    assert publisher.connect() is connection
+    last = new_id()
+    assert not publisher.publish([dispatch("short", last)])
+    assert json.loads(hands.bodies(queue_name("short"))[-1])["job_id"] == last
+    publisher.close()
 
 
 def test_silence_is_noticed(

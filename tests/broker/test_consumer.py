@@ -85,7 +85,7 @@ def test_what_cannot_be_read_is_put_away(
         b"x" * 1_000_000,
     ]
     publisher.connect()
-    good = job_message(job_id, "default", 1, 0)
+    good = job_message(dispatch("default", job_id), 1)
     for body in bad:
         hands.put(JOBS.name, QUEUE, body)
     hands.put(JOBS.name, QUEUE, b"\xff", content_encoding="rot13", content_type="text/x")
@@ -140,19 +140,6 @@ def test_arguments_that_do_not_match_lead_to_the_next_generation(
     ids = [new_id() for _ in range(3)]
     publisher.publish([dispatch(q, i) for q, i in zip(("bad", "worse", "fine"), ids, strict=True)])
     inbox.wait_for(*ids)
-
-
-def test_other_things_that_do_not_match_leave_no_queue_behind(
-    start_consumer: StartConsumer, hands: Hands, known: Generations
-) -> None:
-    """Nor does anything else that the broker calls a failed precondition."""
-    hands.declare("jobs.poison", **{"x-max-length": 3})
-    consumer = start_consumer(wait=False)
-    assert not consumer.wait_consuming(1.5)
-    assert known.known == {"default": 1}
-    hands.delete("jobs.poison")
-    assert consumer.wait_consuming(SECONDS_MAX)
-    assert known.known == {"default": 1}
 
 
 def test_a_tag_that_the_broker_does_not_know(

@@ -11,7 +11,7 @@ from jobsvc.core.model import Change
 from tests.harness.wait import until
 from tests.store.house import new_id
 
-from .conftest import Generations, Hands, bytes_of, dispatch
+from .conftest import Generations, Hands, bytes_of, dispatch, put
 
 QUEUE = queue_name("default")
 FULL = {"x-max-length": 1, "x-overflow": "reject-publish"}
@@ -19,11 +19,11 @@ FULL = {"x-max-length": 1, "x-overflow": "reject-publish"}
 
 def fill(publisher: Publisher, hands: Hands) -> Message:
     """A queue that takes nothing more; answers a message for it."""
-    message = Message(JOBS.name, "full", b"{}")
+    message = Message(JOBS.name, "full", b"{}", outbox_id=7)
     publisher.connect()
     hands.declare("full", **FULL)
     hands.do(lambda channel: channel.queue_bind("full", JOBS.name, "full"))
-    publisher._publish([message])
+    assert not put(publisher, message)
     return message
 
 
@@ -63,51 +63,66 @@ def test_many_in_one_call_keep_their_order(publisher: Publisher, hands: Hands) -
 
 
 def test_no_queue_takes_it(publisher: Publisher, hands: Hands) -> None:
-    """A broker confirms what it then drops; it is an error all the same, and overcome."""
-    publisher.publish([dispatch("default")])
+    """A broker confirms what it then drops; it is told all the same, and overcome."""
+    publisher.publish([dispatch("default"), dispatch("other")])
+    connection = publisher.connect()
     hands.delete(QUEUE)
-    with pytest.raises(BrokerUnavailable, match="no queue takes"):
-        publisher.publish([dispatch("other"), dispatch("default"), dispatch("other")])
-    assert not publisher.connected
-    job_id = new_id()
-    publisher.publish([dispatch("default", job_id)])
-    assert [json.loads(body)["job_id"] for body in hands.bodies(QUEUE)] == [job_id]
+    lost = [dispatch(name, outbox_id=n) for n, name in enumerate(("other", "default", "other"))]
+    assert publisher.publish(lost) == {1}
+    assert hands.depth(queue_name("other")) == 3
+    assert not publisher.publish([lost[1]])
+    assert [json.loads(body)["job_id"] for body in hands.bodies(QUEUE)] == [lost[1].job_id]
+    assert publisher.connect() is connection
 
 
 def test_nobody_to_take_dead_letters(publisher: Publisher, broker: Broker) -> None:
-    with pytest.raises(BrokerUnavailable):
-        publisher.publish([dispatch("default", kind="dead")])
+    """Jobs do not wait for it; a server makes it anew."""
+    dead = dispatch("default", kind="dead", outbox_id=1)
+    assert publisher.publish([dead, dispatch("default", outbox_id=2)]) == {1}
+    assert publisher.depth("default") == 1
     broker.declare_dead(publisher.connect())
-    publisher.publish([dispatch("default", kind="dead")])
+    assert not publisher.publish([dead])
+
+
+def test_a_server_makes_the_dead_letter_queue_anew(
+    broker: Broker, known: Generations, hands: Hands
+) -> None:
+    news: list[None] = []
+    publisher = Publisher(broker, known, known.leave_behind, lambda: news.append(None))
+    publisher.connect()
+    hands.delete("jobs.dead")
+    dead = dispatch("default", kind="dead", outbox_id=1)
+    assert publisher.publish([dead]) == {1}
+    assert not publisher.publish([dead])
+    publisher.close()
+    assert len(news) == 1  # nothing else was lost
 
 
 def test_the_broker_refuses(publisher: Publisher, hands: Hands) -> None:
+    """One queue that is full holds up no other."""
     message = fill(publisher, hands)
     fine = Message(JOBS.name, QUEUE, b"{}")
-    with pytest.raises(BrokerUnavailable, match="refused"):
-        publisher._publish([fine, message, fine])
-    assert not publisher.connected
-    publisher.publish([dispatch("default")])
+    connection = publisher.connect()
+    assert put(publisher, fine, message, fine) == {message.outbox_id}
+    assert hands.depth(QUEUE) == 2
     hands.take_all("full")
-    publisher._publish([message])
+    assert not put(publisher, message)
     assert hands.depth("full") == 1
+    assert publisher.connect() is connection
 
 
 def test_what_is_sent_after_a_refusal_does_not_hide_it(publisher: Publisher, hands: Hands) -> None:
-    """What was refused is settled together with others, and all of it is sent again."""
+    """What was refused is settled together with others."""
     message = fill(publisher, hands)
     publisher._send([message])
 
     def is_refused() -> bool:
         publisher.keep_alive()
-        return bool(publisher._trouble)
+        return bool(publisher._refused)
 
     until(is_refused, 10, "it is refused")
-    publisher.send([dispatch("default")])
-    with pytest.raises(BrokerUnavailable, match="refused"):
-        publisher.settle()
-    assert not publisher.connected
-    publisher.publish([dispatch("default")])
+    assert publisher.publish([dispatch("default")]) == {message.outbox_id}
+    assert not publisher.publish([dispatch("default")])
 
 
 def test_an_exchange_is_gone(publisher: Publisher, hands: Hands) -> None:
@@ -155,7 +170,7 @@ def test_a_broker_that_does_not_remember(broker: Broker, hands: Hands) -> None:
             raise ZeroDivisionError
 
     def connect() -> None:
-        publisher = Publisher(broker, make, recreate)
+        publisher = Publisher(broker, make, on_new_broker=recreate)
         try:
             publisher.connect()
         finally:

@@ -27,9 +27,10 @@ from jobsvc.broker.publisher import Publisher
 from jobsvc.broker.topology import (
     CONTROL,
     Broker,
+    BrokerUnavailable,
+    QueuesTaken,
     abandon,
     broker_errors,
-    queue_name,
 )
 from jobsvc.core.backoff import Backoff
 from jobsvc.errors import DatabaseUnavailable
@@ -39,7 +40,6 @@ TICK_SECONDS = 1.0
 MEMORY_TICK_SECONDS = 0.05
 FRAMES_MAX = 1500  # three a message; then acknowledgements get their turn again
 INTERNAL_ERROR = 541
-PRECONDITION_FAILED = 406
 # For how long an acknowledgement may wait to share a call with those before it.
 SHARE_SECONDS = 0.01
 
@@ -203,20 +203,8 @@ class Consumer:
         self._broker.declare(connection, self._generations)
         self._channel = connection.channel()
         self._epoch += 1
-        self._listen(connection)
+        self._broker.listen(connection, CONTROL, self._receive_control, self._pass_over)
         self._subscribe()
-
-    def _listen(self, connection: kombu.Connection) -> None:
-        """To what is told to all workers."""
-        told = kombu.Queue("", CONTROL, exclusive=True, auto_delete=True, durable=False)
-        listener = kombu.Consumer(
-            connection.channel(),
-            [told],
-            on_message=self._receive_control,
-            no_ack=True,
-            on_decode_error=self._pass_over,
-        )
-        listener.consume()
 
     def _subscribe(self) -> None:
         self._prefetch = self._wanted
@@ -344,8 +332,13 @@ class Consumer:
 
     def _put_away(self, message: Any, error: Exception) -> None:
         self._log.error("unreadable message put away", reason=str(error)[:200])
-        self._poison.publish_poison(_bytes(message.body))
-        self._channel.basic_ack(message.delivery_tag)
+        try:
+            self._poison.publish_poison(_bytes(message.body))
+        except BrokerUnavailable as refused:  # then it is the broker's to put away, if it can
+            self._log.error("an unreadable message was not taken", reason=str(refused))
+            self._channel.basic_reject(message.delivery_tag, requeue=False)
+        else:
+            self._channel.basic_ack(message.delivery_tag)
 
     def _receive_control(self, message: Any) -> None:
         try:
@@ -367,20 +360,18 @@ class Consumer:
         self._receiver.on_channel_lost(self._epoch)
 
     def _repair(self, error: BaseException) -> None:
-        """A queue that cannot be used is deleted and declared anew; one that cannot even be that
-        is left behind for its next generation. The jobs are in the database either way."""
+        """A queue that is not as ours is left behind for its next generation. One that cannot be
+        used is deleted and declared anew, or left behind too. The jobs are in the database either
+        way."""
+        if isinstance(error, QueuesTaken):
+            for name, generation in error.queues.items():
+                self._queues.leave_behind(name, generation)
         code = getattr(error, "code", None) or getattr(error, "reply_code", None)
-        for name, generation in self._generations.items():
-            if code == INTERNAL_ERROR:  # of one of them; the broker does not say which
+        if code == INTERNAL_ERROR:  # of one of them; the broker does not say which
+            for name, generation in self._generations.items():
                 self._broken[name] = self._broken.get(name, 0) + 1
-                if self._broken[name] == 1 and self._delete(name, generation):
-                    continue
-            # Other arguments than ours; much else is called a failed precondition too.
-            elif code != PRECONDITION_FAILED or f"'{queue_name(name, generation)}'" not in str(
-                error
-            ):
-                continue
-            self._queues.leave_behind(name, generation)
+                if self._broken[name] > 1 or not self._delete(name, generation):
+                    self._queues.leave_behind(name, generation)
 
     def _delete(self, name: str, generation: int) -> bool:
         connection = self._broker.connection()
