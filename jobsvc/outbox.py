@@ -4,8 +4,9 @@ Whoever commits a change hands its `Effects` to `Outbox.tell` and goes on. One t
 has gathered, waits for the broker's confirmation and deletes the outbox rows. Nothing depends on
 it: a row that was not published is found by the relay, a hint that was not sent by the sweep.
 
-In a server the same thread is also the relay (rows that nobody published) and the redispatch
-(messages that a broker must have lost), because both publish and so need the one connection.
+In a server the same thread is also the relay (rows that nobody published) and sends again what a
+broker must have lost, because both publish and so need the one connection. Neither holds up what
+was handed over since: of each it does one batch at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
 
 from jobsvc import metrics, telemetry, vital
 from jobsvc.broker.publisher import Publisher
@@ -22,11 +22,11 @@ from jobsvc.broker.topology import Broker, BrokerUnavailable
 from jobsvc.core.backoff import Backoff
 from jobsvc.core.model import Change, Dispatch, Effects
 from jobsvc.errors import DatabaseUnavailable
+from jobsvc.redispatch import Redispatch
 from jobsvc.store import dispatching, hot, queues
-from jobsvc.store.database import Database, Transaction
+from jobsvc.store.database import Database
 
 BATCH = 200
-REDISPATCH_BATCH = 1000
 # What is handed over beyond this is left to the relay, so that a broker that is away costs no
 # memory.
 BACKLOG_MAX = 10_000
@@ -64,8 +64,9 @@ class Outbox:
             broker,
             self._generations,
             self._leave_behind,
-            self._recreate if relay_interval is not None else None,
+            self._on_new_broker if relay_interval is not None else None,
         )
+        self._redispatch = Redispatch(database, self._publisher)
         self._dispatches: deque[Dispatch] = deque()
         self._unsettled: list[int] = []  # outbox rows whose messages were sent
         self._settle_due = 0.0
@@ -75,7 +76,6 @@ class Outbox:
         self._stopping = False
         self._send_due = 0.0
         self._keep_alive_due = self._relay_due = self._redispatch_due = 0.0
-        self._short_of: set[str] = set()  # queues, as of the last look
         self._backoff = Backoff()
         self._log = telemetry.get_logger("outbox")
         self._thread = vital.thread("outbox", self._run)
@@ -160,11 +160,11 @@ class Outbox:
         if self._relay_interval is not None:
             ticks += [self._relay_due, self._redispatch_due]
         with self._work:
-            while not (self._has_work() or self._stopping):
+            while not (self._has_work() or self._redispatch.pending or self._stopping):
                 left = min(ticks) - time.monotonic()
                 if left <= 0 or not self._work.wait(left):
                     break
-        if not (self._changes or self._controls or self._stopping):
+        if not (self._changes or self._controls or self._redispatch.pending or self._stopping):
             # Jobs that come one by one, but quickly, share what it costs to send any.
             time.sleep(max(self._send_due - time.monotonic(), 0.0))
 
@@ -178,8 +178,7 @@ class Outbox:
             self._publisher.hint(changes)
         for body in controls:
             self._publisher.control(body)
-        if dispatches:
-            self._send(dispatches)
+        self._send(dispatches)
         if self._unsettled:
             self._settle_if_due()
         if time.monotonic() >= self._keep_alive_due:
@@ -200,6 +199,8 @@ class Outbox:
         return dispatches, changes, controls
 
     def _send(self, dispatches: Sequence[Dispatch]) -> None:
+        if not dispatches:
+            return
         self._publisher.send(dispatches)
         self._send_due = time.monotonic() + GATHER_SECONDS
         if not self._unsettled:
@@ -224,46 +225,13 @@ class Outbox:
             more = relay_once(self._database, self._publisher, BATCH) == BATCH
             self._relay_due = now if more else now + relay_interval
         if now >= self._redispatch_due:
-            self._redispatch()
+            self._redispatch.look()
             self._redispatch_due = now + self._redispatch_interval
+        if self._redispatch.pending and not self._stopping:
+            self._send(self._redispatch.next_batch(BATCH))
 
-    def _redispatch(self) -> None:
-        """A queue with long-waiting jobs is short of messages when fewer are ready or with workers
-        than jobs wait to be claimed, or when none is ready at all: workers pass on within seconds
-        what they cannot start. Seen twice in a row, its long-waiting jobs get new ones; once could
-        be chance: a message is on its way between the two counts."""
-        self._publisher.follow()
-        before, self._short_of = self._short_of, set()
-        for queue in self._database.read(dispatching.overdue_queues):
-            ready = self._publisher.depth(queue) or 0
-            if (
-                # A worker on the memory transport holds all there is, for as long as it takes.
-                (ready or self._publisher.broker.memory)
-                and not self._database.write(partial(dispatching.short, queue=queue, ready=ready))
-            ):
-                continue
-            self._short_of.add(queue)
-            if queue in before:
-                count = self._redispatch_all(
-                    partial(dispatching.redispatch, queue=queue, limit=REDISPATCH_BATCH)
-                )
-                self._log.warning("messages were missing", queue=queue, jobs=count)
-
-    def _recreate(self) -> None:
-        """The broker is new or has lost everything: a new message for each job that waits."""
-        before = self._database.write(lambda tx: tx.now)
-        count = self._redispatch_all(
-            partial(dispatching.redispatch_all, before=before, limit=REDISPATCH_BATCH)
-        )
-        level = self._log.warning if count else self._log.info
-        level("the broker holds nothing of ours; jobs are dispatched anew", jobs=count)
-
-    def _redispatch_all(self, once: Callable[[Transaction], int]) -> int:
-        total = 0
-        while count := self._database.write(once):
-            total += count
-        self._relay_due = 0.0
-        return total
+    def _on_new_broker(self) -> None:
+        self._redispatch.on_new_broker()
 
     def _generations(self, names: Iterable[str]) -> Mapping[str, int]:
         wanted = list(names)

@@ -14,18 +14,14 @@ from jobsvc.store import registry
 from jobsvc.store.batch import Batch, dispatch_from_row
 from jobsvc.store.database import Transaction
 from jobsvc.store.dialects.clock import clock
-from jobsvc.store.locking import LockedJob, lock, lock_next
+from jobsvc.store.locking import lock
 from jobsvc.store.tables import jobs, outbox, queues
 
 # How long a relay that took a row has to publish it before another may try.
 TAKEN_SECONDS = 15.0
 REDISPATCH_AGE_SECONDS = 60.0
-REDISPATCH_AGE_SECONDS_MAX = 1800.0
 HEAD_JOBS = 1000
-_DOUBLINGS_MAX = 5  # 60 s * 2^5 is past the maximum
-
 _QUEUED = sa.and_(jobs.c.state == JobState.QUEUED.value, sa.not_(jobs.c.held))
-_NOT_OWED = ~sa.exists().where(outbox.c.job_id == jobs.c.id, outbox.c.kind == "job")
 
 
 def forget_published(tx: Transaction, outbox_ids: Sequence[int]) -> None:
@@ -121,53 +117,3 @@ def short(tx: Transaction, queue: str, ready: int) -> bool:
     waiting = sa.select(jobs.c.id).where(_QUEUED, jobs.c.queue == queue).limit(possible + 1)
     count = tx.execute(sa.select(sa.func.count()).select_from(waiting.subquery())).scalar_one()
     return int(count) > possible
-
-
-def redispatch(tx: Transaction, queue: str, limit: int) -> int:
-    """Owes new messages for the jobs of `queue` that were dispatched 60 s * 2^n ago, n their
-    re-dispatches so far, at most 30 min. The caller has found that messages are missing."""
-    ages = [
-        min(REDISPATCH_AGE_SECONDS * 2**n, REDISPATCH_AGE_SECONDS_MAX)
-        for n in range(_DOUBLINGS_MAX + 1)
-    ]
-    overdue = sa.or_(
-        *(
-            sa.and_(
-                jobs.c.dispatch_count == n if n < _DOUBLINGS_MAX else jobs.c.dispatch_count >= n,
-                jobs.c.dispatch_time <= tx.now - timedelta(seconds=seconds),
-            )
-            for n, seconds in enumerate(ages)
-        )
-    )
-    # The youngest age of all also bounds the scan of the index.
-    eldest = jobs.c.dispatch_time <= tx.now - timedelta(seconds=REDISPATCH_AGE_SECONDS)
-    return _owe_again(
-        tx,
-        lock_next(
-            tx,
-            limit,
-            jobs.c.dispatch_time,
-            _QUEUED,
-            jobs.c.queue == queue,
-            eldest,
-            overdue,
-            _NOT_OWED,
-        ),
-    )
-
-
-def redispatch_all(tx: Transaction, before: datetime, limit: int) -> int:
-    """The same for every job that was dispatched before `before`, in any queue."""
-    return _owe_again(
-        tx,
-        lock_next(tx, limit, jobs.c.id, _QUEUED, jobs.c.dispatch_time < before, _NOT_OWED),
-    )
-
-
-def _owe_again(tx: Transaction, lost: list[LockedJob]) -> int:
-    batch = Batch(tx)
-    for job in lost:
-        batch.set(job, dispatch_count=job.dispatch_count + 1)
-        batch.dispatch(job, timedelta(0))
-    batch.write()
-    return len(lost)

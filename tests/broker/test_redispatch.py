@@ -49,10 +49,12 @@ def test_a_message_that_the_broker_lost(house: House, outbox: Outbox, hands: Han
     assert len(hands.bodies(QUEUE)) == 1
     publish(house, outbox, minutes_ago=0)
     hands.take_all(QUEUE)
-    outbox._redispatch()
+    outbox._redispatch.look()
     assert house.owed() == []
-    outbox._redispatch()
-    outbox._tick(NEVER)
+    outbox._redispatch.look()
+    while outbox._redispatch.pending:
+        outbox._tick(NEVER)
+    outbox._settle()
     assert [lost in body for body in hands.bodies(QUEUE)] == [True]
     assert house.owed() == []
 
@@ -62,6 +64,6 @@ def test_a_backlog_that_is_all_there(house: House, outbox: Outbox, hands: Hands)
     for _ in range(5):
         publish(house, outbox, minutes_ago=5)
     for _ in range(3):
-        outbox._redispatch()
+        outbox._redispatch.look()
     assert house.owed() == []
     assert hands.depth(QUEUE) == 5

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 import sqlalchemy as sa
 from uuid_utils.compat import uuid4, uuid7
@@ -26,7 +27,7 @@ from jobsvc.core.attempts import (
 )
 from jobsvc.core.model import Dispatch, Effects, Job, JobEvent, JobUpdate, NewJob, WorkerInfo
 from jobsvc.core.operations import RateLimit
-from jobsvc.store import dispatching, hot, queues, registry, verbs
+from jobsvc.store import dispatching, hot, queues, recovery, registry, verbs
 from jobsvc.store.database import Database, Transaction
 from jobsvc.store.hot.submitting import Known
 from jobsvc.store.reads import fleet, lookups
@@ -246,10 +247,17 @@ class House:
         return self._count(lambda tx: verbs.reap_workers(tx, worker_ids, limit))
 
     def redispatch(self, queue: str = "default", limit: int = 100) -> int:
-        return self.write(lambda tx: dispatching.redispatch(tx, queue, limit))
+        return self._recover(recovery.overdue(queue, self.now()), limit)
 
     def redispatch_all(self, before: datetime, limit: int = 100) -> int:
-        return self.write(lambda tx: dispatching.redispatch_all(tx, before, limit))
+        return self._recover(recovery.dispatched_before(before), limit)
+
+    def _recover(self, lost: recovery.Lost, limit: int) -> int:
+        by_clock = cast(Database, SimpleNamespace(scan=self.database.scan, write=self.write))
+        going = recovery.Recovery(lost)
+        while not going.done and going.count < limit:
+            going.step(by_clock, limit - going.count)
+        return going.count
 
     def take_owed(self, limit: int = 100) -> list[Dispatch]:
         return self.write(lambda tx: dispatching.take_owed(tx, limit))

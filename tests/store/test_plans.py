@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.store import dispatching, verbs
+from jobsvc.store import dispatching, recovery, verbs
 from jobsvc.store import schedules as schedule_store
 from jobsvc.store.database import Database, Transaction
+from jobsvc.store.dialects.reading import BY_INDEX
 from jobsvc.store.reads import fleet, lookups
 from jobsvc.store.rules import releasing, uniqueness
 from jobsvc.store.tables import idempotency_keys, job_events, jobs, outbox, schedules
@@ -167,17 +167,14 @@ WORK: dict[str, tuple[str, Work]] = {
         lambda tx: schedule_store.tick(tx, 200, lambda _: new_job()),
     ),
     "relay": ("ix_outbox_not_before", lambda tx: dispatching.take_owed(tx, 200)),
-    "redispatch": ("ix_jobs_queued", lambda tx: dispatching.redispatch(tx, "default", 200)),
-    "what is owed": ("ix_outbox_job_id", lambda tx: dispatching.redispatch(tx, "default", 200)),
+    "where jobs are lost": ("ix_jobs_list_state", lambda tx: survey(tx)),
+    "what is lost": ("ix_jobs_list_state", lambda tx: owe(tx)),
+    "what is owed": ("ix_outbox_job_id", lambda tx: owe(tx)),
     "backlog": ("ix_jobs_queued", lambda tx: dispatching.backlog(tx.connection)),
     "the oldest in the outbox": ("pk_outbox", lambda tx: dispatching.backlog(tx.connection)),
     "overdue queues": (
         "ix_jobs_queued",
         lambda tx: dispatching.overdue_queues(tx.connection),
-    ),
-    "redispatch all": (
-        "ix_jobs_queued",
-        lambda tx: dispatching.redispatch_all(tx, tx.now - timedelta(1), 200),
     ),
     "events of one job": (
         "pk_job_events",
@@ -185,6 +182,16 @@ WORK: dict[str, tuple[str, Work]] = {
     ),
     "events of all jobs": ("ix_job_events_x", lambda tx: page_of_events(tx)),
 }
+
+
+def survey(tx: Transaction) -> None:
+    tx.connection.exec_driver_sql(BY_INDEX)  # as `Database.scan` has it
+    recovery._survey(tx.connection, recovery.overdue("default", tx.now), IDS[0])
+
+
+def owe(tx: Transaction) -> None:
+    window = recovery._Window(IDS[0], str(uuid.UUID(int=2**128 - 1)))
+    recovery._owe(tx, recovery.overdue("default", tx.now), window, 200)
 
 
 def page_of_events(tx: Transaction) -> None:

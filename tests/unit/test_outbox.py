@@ -17,7 +17,7 @@ from jobsvc.broker.topology import Broker, BrokerUnavailable
 from jobsvc.core import backoff
 from jobsvc.core.model import Change, Dispatch, Effects
 from jobsvc.outbox import Outbox, relay_once
-from jobsvc.store import hot, queues
+from jobsvc.store import hot, queues, recovery
 from jobsvc.store.database import Database
 from jobsvc.store.tables import outbox as outbox_table
 from tests.harness.wait import until
@@ -43,6 +43,7 @@ class Line:
         self.hints: list[Change] = []
         self.controls: list[object] = []
         self.depths: dict[str, int | None] = {}
+        self.on_publish: Callable[[], None] = lambda: None
         self.changed = threading.Condition()
 
     def wait(self, condition: Callable[[], bool]) -> None:
@@ -99,6 +100,7 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Line:
     def watched_publish(self: Publisher, dispatches: Sequence[Dispatch]) -> None:
         check(self)
         publish(self, dispatches)
+        made.on_publish()
         note(made.published, [d.job_id for d in dispatches])  # type: ignore[arg-type]
 
     def watched_hint(self: Publisher, changes: Sequence[Change]) -> None:
@@ -444,6 +446,43 @@ def test_a_new_broker_gets_a_message_for_every_job_that_waits(
     assert house.owed(owed) == ["job"]  # its writer is at it
 
 
+def test_the_best_are_sent_again_first_and_the_others_not_before_them(
+    make: MakeOutbox, house: House, queue: str, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is looked for, or owed, before what was found is sent."""
+    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(recovery, "WINDOW_JOBS", 3)
+    waiting = [(-p, house.submit(queue=queue, priority=p)) for p in (0, 5, 0, 9, 5, 0, 0, 5)]
+    house.deliver()
+    owed: list[int] = []
+    line.on_publish = lambda: owed.append(len(house.owed()))
+    make(relay_interval=NEVER)
+    line.wait(lambda: len(line.published) == len(waiting))
+    assert line.published == [job_id for _, job_id in sorted(waiting)]
+    assert max(owed) <= 2
+    until(lambda: not house.owed(), SECONDS_MAX, "the rows are deleted")
+
+
+def test_what_is_new_does_not_wait_for_what_is_sent_again(
+    make: MakeOutbox, house: House, queue: str, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    for _ in range(20):
+        house.submit(queue=queue)
+    house.deliver()
+    new: list[str] = []
+
+    def submit_one() -> None:
+        if not new:
+            new.append(house.submit(queue=queue))
+            outbox.tell(house.effects)
+
+    line.on_publish = submit_one
+    outbox = make(relay_interval=NEVER)
+    line.wait(lambda: len(line.published) == 21)
+    assert line.published.index(new[0]) <= 4
+
+
 def lost(house: House, queue: str, minutes: int = 5) -> str:
     """A job that was dispatched long ago and whose message is gone."""
     job_id = house.submit(queue=queue)
@@ -459,13 +498,19 @@ class Sweeps:
         self.outbox = Outbox(database, LineBroker("memory://", line=line), relay_interval=NEVER)
 
     def sweep(self) -> None:
-        self.outbox._redispatch()
+        self.outbox._redispatch.look()
+        self.go_through()
+
+    def go_through(self) -> None:
+        while self.outbox._redispatch.pending:
+            self.outbox._redispatch.next_batch(100)
 
 
 @pytest.fixture
 def sweeps(database: Database, line: Line) -> Iterator[Sweeps]:
     made = Sweeps(database, line)
     made.outbox._publisher.connect()
+    made.go_through()
     yield made
     made.outbox._publisher.close()
 
