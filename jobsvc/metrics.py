@@ -52,6 +52,7 @@ WORKERS = Gauge("jobsvc_workers", "Live workers that consume a queue.", ["queue"
 OUTBOX_AGE = Gauge("jobsvc_outbox_age_seconds", "Age of the oldest message owed to the broker.")
 READY = Gauge("jobsvc_ready", "1 while /readyz says that this process does its work.")
 BROKER_UP = Gauge("jobsvc_broker_up", "1 while this process can publish.")
+BROKER_SHARED = Gauge("jobsvc_broker_shared", "1 while another service uses the broker's vhost.")
 WATCHERS = Gauge("jobsvc_watchers", "Open watches of this server.")
 WATCH_LAG = Histogram(
     "jobsvc_watch_lag_seconds",
@@ -90,6 +91,7 @@ LARGEST = frozenset(
     {
         *("jobsvc_oldest_queued_age_seconds", "jobsvc_workers", "jobsvc_outbox_age_seconds"),
         *("jobsvc_fleet_held_seconds", "jobsvc_event_loop_lag_seconds"),
+        "jobsvc_broker_shared",
         *("process_max_fds", "python_info"),
     }
 )

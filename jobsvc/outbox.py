@@ -225,6 +225,8 @@ class Outbox:
             more = relay_once(self._database, self._publisher, BATCH) == BATCH
             self._relay_due = now if more else now + relay_interval
         if now >= self._redispatch_due:
+            if self._hints:
+                self._publisher.announce()
             self._redispatch.look()
             self._redispatch_due = now + self._redispatch_interval
         if self._redispatch.pending and not self._stopping:

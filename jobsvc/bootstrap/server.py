@@ -52,7 +52,12 @@ def run(settings: Settings, announce: Callable[[Settings, str], None] = announce
     )
     try:
         schema.require(database)
-        broker = Broker(settings.broker_url, settings.queue_type, settings.broker_ca)
+        broker = Broker(
+            settings.broker_url,
+            settings.queue_type,
+            settings.broker_ca,
+            database.read(schema.service_id),
+        )
         uvloop.run(serve(settings, database, broker, announce=announce))
     finally:
         database.close()

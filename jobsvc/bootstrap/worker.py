@@ -30,7 +30,12 @@ def run(settings: Settings) -> int:
     database = Database(settings.database_url, pool_size=CONNECTIONS, prepare=settings.prepare)
     try:
         schema.require(database)
-        broker = Broker(settings.broker_url, settings.queue_type, settings.broker_ca)
+        broker = Broker(
+            settings.broker_url,
+            settings.queue_type,
+            settings.broker_ca,
+            database.read(schema.service_id),
+        )
         outbox = Outbox(database, broker)
         worker = Worker(settings, database, broker, outbox)
         probes = serve_probes(settings, database, lambda: worker.ready)

@@ -7,24 +7,34 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
 import kombu
 
-from jobsvc import telemetry, vital
+from jobsvc import metrics, telemetry, vital
 from jobsvc.broker.topology import HEARTBEAT_SECONDS, HINT, Broker, abandon, broker_errors
 from jobsvc.core.backoff import Backoff
 from jobsvc.core.model import Change
 
+# Another service that was not heard for so long has gone; each tells that it is there more often.
+GONE_SECONDS = 60.0
+
 
 class HintListener:
-    """Owns a thread and a connection; `on_changes` is called on that thread."""
+    """Owns a thread and a connection; `on_changes` is called on that thread.
+
+    It also notices a second service on the vhost, which would else go on in silence: workers drop
+    what they cannot find in their database, so each service loses messages to the other.
+    """
 
     def __init__(self, broker: Broker, on_changes: Callable[[Iterable[Change]], None]) -> None:
         self._broker = broker
         self._on_changes = on_changes
+        self._other_heard = float("-inf")
+        metrics.BROKER_SHARED.set_function(lambda: self.shared)
         self._stopping = threading.Event()
         self._log = telemetry.get_logger("hints")
         self._thread = vital.thread("hints", self._run)
@@ -35,6 +45,11 @@ class HintListener:
     def stop(self) -> None:
         self._stopping.set()
         self._thread.join()
+
+    @property
+    def shared(self) -> bool:
+        """Whether another service uses the vhost."""
+        return time.monotonic() - self._other_heard < GONE_SECONDS
 
     def _run(self) -> None:
         backoff = Backoff()
@@ -63,7 +78,20 @@ class HintListener:
         try:
             told = json.loads(message.body)
             changes = [Change(job_id, sequence) for job_id, sequence in told["changes"]]
+            service = told.get("service", self._broker.service)  # older releases do not say
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._log.warning("unreadable hint", reason=str(error))
             return
-        self._on_changes(changes)
+        if service == self._broker.service:
+            self._on_changes(changes)
+        else:
+            self._hear_other()
+
+    def _hear_other(self) -> None:
+        if not self.shared:
+            self._log.error(
+                "another service, with another database, uses the same vhost of the broker: each "
+                "takes messages of the other's jobs, which then wait for a minute and more; give "
+                "each a vhost of its own in JOBSVC_BROKER_URL"
+            )
+        self._other_heard = time.monotonic()

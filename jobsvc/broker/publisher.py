@@ -244,7 +244,16 @@ class Publisher:
         """Tells every server that these jobs changed. Raises BrokerUnavailable."""
         for start in range(0, len(changes), HINT_PAIRS_MAX):
             pairs = [[c.job_id, c.last_sequence] for c in changes[start : start + HINT_PAIRS_MAX]]
-            self._fan_out(HINT.name, {"v": 1, "changes": pairs})
+            self._hint(pairs)
+
+    def announce(self) -> None:
+        """A hint of nothing: tells servers of other services that we are here too. Raises
+        BrokerUnavailable."""
+        self._hint([])
+
+    def _hint(self, pairs: Sequence[Sequence[object]]) -> None:
+        body = {"v": 1, "service": self.broker.service, "changes": pairs}
+        self._fan_out(HINT.name, body)
 
     def control(self, body: Mapping[str, Any]) -> None:
         """Tells every worker. Raises BrokerUnavailable."""

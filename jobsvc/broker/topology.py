@@ -65,6 +65,7 @@ class Broker:
     url: str
     queue_type: str = "classic"
     ca_path: str = ""  # of a PEM file, for amqps://; "": whom the system trusts
+    service: str = ""  # whose it is: what tells one service from another on the same vhost
 
     @property
     def memory(self) -> bool:

@@ -3,6 +3,7 @@ database this is: whether it was restored, and so is not the one that tokens wer
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,11 @@ class Identity:
 def identity(connection: sa.Connection) -> Identity:
     row = connection.execute(sa.select(service.c.incarnation, service.c.secret)).one()
     return Identity(row.incarnation, row.secret)
+
+
+def service_id(connection: sa.Connection) -> str:
+    """What tells this service from others, restored or not; it tells nothing of the secret."""
+    return hashlib.sha256(b"service:" + identity(connection).secret).hexdigest()[:16]
 
 
 def settle(database: Database) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -69,6 +70,30 @@ def test_every_server_hears_every_hint(publisher: Publisher, ears: list[Ear]) ->
     for ear in ears:
         ear.wait_for(*changes)
         assert ear.heard[-len(changes) :] == changes
+
+
+def test_a_second_service_on_the_vhost_is_noticed(
+    broker: Broker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its hints are of no use here. Who does not say whose it is, is of an older release."""
+    ear = Ear()
+    listener = HintListener(replace(broker, service="mine"), ear)
+    listener.start()
+    mine, theirs, silent = (
+        Publisher(replace(broker, service=name), lambda _: {}) for name in ("mine", "theirs", "")
+    )
+    wait_listening(mine, [ear])
+    assert not listener.shared
+    theirs.hint([Change("theirs", 1)])
+    until(lambda: listener.shared, SECONDS_MAX, "it has heard of the other")
+    theirs.announce()
+    silent._fan_out(HINT.name, {"v": 1, "changes": [["silent", 1]]})
+    ear.wait_for(Change("silent", 1))
+    assert Change("theirs", 1) not in ear.heard
+    listener.stop()
+    for publisher in (mine, theirs, silent):
+        publisher.close()
+    assert capsys.readouterr().out.count("give each a vhost of its own") == 1
 
 
 def test_nothing_that_comes_stops_the_listening(

@@ -200,6 +200,7 @@ def test_hints_are_cut_into_messages(publisher: Publisher, hands: Hands) -> None
     assert [len(json.loads(bytes_of(m))["changes"]) for m in messages] == [HINT_PAIRS_MAX, 1]
     assert json.loads(bytes_of(messages[1])) == {
         "v": 1,
+        "service": "",
         "changes": [[changes[-1].job_id, HINT_PAIRS_MAX]],
     }
     assert messages[0].properties["delivery_mode"] == 1
