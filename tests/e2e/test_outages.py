@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from generated.jobsvc.v1.job_pb2 import WAIT_REASON_BROKER_UNAVAILABLE
 from jobsvc.client import CallFailed, state_name
 from jobsvc.core.states import JobState
 from jobsvc.store.tables import jobs
@@ -38,6 +39,45 @@ def test_broker_down_fails_no_submit(
     service.wait_ended(len(ids) + 1, RECONNECT_SECONDS_MAX)
     service.wait_idle()
     service.check([first, *ids], jobs_min=len(ids) + 1)
+
+
+def test_broker_short_of_memory_is_said_and_recovered_from(
+    brittle_service: Service, brittle_broker: RabbitmqNode
+) -> None:
+    service = brittle_service
+    service.start()
+    client = service.client()
+    client.wait(client.submit("demo.echo").job.job_id, timeout=20)
+    brittle_broker.ctl("set_vm_memory_high_watermark", "absolute", "1000")
+    try:
+        ids = [client.submit("demo.echo").job.job_id for _ in range(3)]
+        until(
+            lambda: client.explain(ids[0]).reason == WAIT_REASON_BROKER_UNAVAILABLE,
+            20,
+            "it is said",
+        )
+        assert client.explain(ids[0]).facts["broker_reachable"] == "false"
+    finally:
+        brittle_broker.ctl("set_vm_memory_high_watermark", "absolute", "512MB")
+    service.wait_ended(len(ids) + 1, RECONNECT_SECONDS_MAX)
+    service.wait_idle()
+    assert "no confirmation in time" not in service.log_text()
+
+
+def test_another_queue_type_on_a_broker_in_use(service: Service) -> None:
+    """Also for queues that no worker consumes any more."""
+    service.start()
+    client = service.client()
+    client.submit("demo.echo", queue="of-nobody")
+    client.wait(client.submit("demo.echo").job.job_id, timeout=20)
+    for process in (*service.workers, *service.servers):
+        process.terminate()
+        assert process.wait() == 0
+    service.start(queue_type="quorum")
+    client = service.client()
+    answer = client.wait(client.submit("demo.echo").job.job_id, timeout=20)
+    assert state_name(answer.state) == "SUCCEEDED"
+    assert service.broker.depth("jobs.q.default@2") == 0
 
 
 def test_database_down_is_said_and_recovered_from(

@@ -10,7 +10,7 @@ import pytest
 from tests.harness.service import Service
 from tests.services import VHOSTS, RabbitmqNode, vhost_url
 
-BRITTLE_VHOSTS = 5  # as many as tests that break their broker
+BRITTLE_VHOSTS = 6  # as many as tests that break their broker
 
 
 @pytest.fixture

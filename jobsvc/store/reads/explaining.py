@@ -203,8 +203,8 @@ class _Queued:
         }
         if not ahead and running < slots and not self._broker_reachable:
             message = (
-                "This server does not reach the message broker. The job is safe, and is handed on "
-                "when the broker is back."
+                "This server does not reach the message broker, or the broker takes no messages "
+                "for want of memory or disk. The job is safe, and is handed on when that is over."
             )
             return _say(self._job, WaitReason.BROKER_UNAVAILABLE, message, **facts)
         first = f"{'At least ' if more else ''}{ahead} jobs of its queue go first"
