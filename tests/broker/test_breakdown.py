@@ -77,7 +77,7 @@ def test_a_confirmation_that_comes_too_late_confirms_nothing_else(
     began = time.monotonic()
     with pytest.raises(BrokerUnavailable):
         publisher.publish([dispatch("default", late)])
-    assert 0.25 < time.monotonic() - began < 2
+    assert 0.25 < time.monotonic() - began < 9
     assert not publisher.connected
     assert not publisher._unconfirmed
     with pytest.raises(BrokerUnavailable):  # nor can it be reached; that is found out in time

@@ -48,8 +48,9 @@ def test_an_acknowledgement_wakes_the_consumer(
     timers: list[threading.Timer] = []
 
     def soon(delivery: Delivery) -> None:
-        timers.append(threading.Timer(0.005, consumer.acknowledge, [[delivery]]))
-        timers[-1].start()
+        timer = threading.Timer(0.005, consumer.acknowledge, [[delivery]])
+        timer.start()
+        timers.append(timer)
 
     inbox.on_arrival = soon
     began = time.monotonic()

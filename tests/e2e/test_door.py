@@ -127,7 +127,7 @@ def test_a_frozen_broker_lets_go(rabbitmq: TlsRabbitmq, authority: Authority) ->
     try:
         begun = time.monotonic()
         abandon(connection)
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 8
     finally:
         rabbitmq.resume()
 

@@ -554,6 +554,6 @@ def test_a_stop_waits_for_the_database_only_so_long(
     stopped.start()
     stopped.join(SECONDS_MAX)
     assert not stopped.is_alive()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
     database.away = False
     assert runtime.house.get(job_id).state is JobState.RUNNING  # the reaper's
