@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import parse_qs, unquote, urljoin, urlsplit
@@ -24,7 +25,6 @@ from worker.api import Abort, JobContext, Retry, job
 if TYPE_CHECKING:
     import http.client
     import smtplib
-    from email.message import EmailMessage
 
 _SMTP_TIMEOUT_SECONDS: Final = 30.0
 _SMTP_PORTS: Final = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
@@ -32,10 +32,19 @@ _DEFAULT_SENDER: Final = "jobsvc@localhost"
 _BODY_BYTES_MAX: Final = 256 * 1024
 _REDIRECTS_MAX: Final = 5
 _RETRY_AFTER_SECONDS_MAX: Final = 3600
+_INTERIM_MAX: Final = 100
 
-# One mailbox without display name, quoting or comments: nothing that could end a header.
-_MAILBOX: Final = r'^[^\x00-\x20\x7f<>(),:;@"\\\[\]]+@[^\x00-\x20\x7f<>(),:;@"\\\[\]]+$'
-_ONE_LINE: Final = r"^[^\x00-\x1f\x7f]*$"
+# One mailbox without display name, quoting or comments, and nothing unseen: nothing that could end
+# a header. No question mark either: no reader can take it for an encoded word (RFC 2047).
+_MAILBOX_PART: Final = (
+    r"[^\x00-\x20\x7f-\xa0\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff"
+    r'<>(),:;?@"\\\[\]]+'
+)
+_MAILBOX: Final = f"^{_MAILBOX_PART}@{_MAILBOX_PART}$"
+# Without controls and without what some reader takes for the end of a line.
+_ONE_LINE: Final = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
+# A subject that can be written as it is; any other is written as encoded words.
+_PLAIN_SUBJECT_CHARACTERS_MAX: Final = 69  # with its name a line of 78
 # No user name, no backslash, no space: nothing that two parsers could read as different hosts.
 _URL: Final = r"^https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?#][!-~]*)?$"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -69,15 +78,18 @@ def send_email(payload: EmailPayload, ctx: JobContext) -> dict[str, str]:
     smtp_url = _setting("JOBSVC_SMTP_URL")
     server = None if smtp_url is None else _SmtpServer.parse(smtp_url)
     sender = payload.sender or (server and server.mailbox) or _DEFAULT_SENDER
-    message = _message(payload, sender, ctx.idempotency_token)
+    # The same in every attempt, so that a mail server or reader can drop a repetition.
+    unique = hashlib.sha256(ctx.idempotency_token.encode()).hexdigest()[:32]
+    message_id = f"<{unique}@{sender.rpartition('@')[2]}>"
+    message = _message(payload, sender, message_id)
     directory = _setting("JOBSVC_MAIL_DIR")
     if server is not None:
-        _send(message, server)
+        _send(message, sender, payload.recipient_email, server)
     elif directory is not None:
         _write(message, Path(directory) / f"{ctx.job_id}.eml")
     else:
         raise Abort("no mail server is configured: set JOBSVC_SMTP_URL")
-    return {"message_id": message["Message-ID"]}
+    return {"message_id": message_id}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,32 +132,49 @@ class _SmtpServer:
     @property
     def mailbox(self) -> str | None:
         """The user name where it is a mailbox, and so a sender that the server will take."""
-        return self.user if self.user and re.match(_MAILBOX, self.user) else None
+        return self.user if self.user and re.fullmatch(_MAILBOX, self.user) else None
 
 
-def _message(payload: EmailPayload, sender: str, idempotency_token: str) -> EmailMessage:
+def _message(payload: EmailPayload, sender: str, message_id: str) -> bytes:
+    """The mail, its lines ended by LF.
+
+    The headers are written here: EmailMessage reads a value before it sets it, and what it finds
+    encoded in there, a line's end too, gets on the wire.
+    """
     from email.message import EmailMessage
     from email.utils import formatdate
 
-    # The same in every attempt, so that a mail server or reader can drop a repetition.
-    unique = hashlib.sha256(idempotency_token.encode()).hexdigest()[:32]
-    message = EmailMessage()
-    message["Message-ID"] = f"<{unique}@{sender.rpartition('@')[2]}>"
-    message["Date"] = formatdate()
-    message["From"] = sender
-    message["To"] = payload.recipient_email
-    message["Subject"] = payload.subject
-    message.set_content(payload.body)
-    return message
+    body = EmailMessage()
+    body.set_content(payload.body)
+    headers = {
+        "Message-ID": message_id,
+        "Date": formatdate(),
+        "From": sender,
+        "To": payload.recipient_email,
+        "Subject": _subject(payload.subject),
+    }
+    head = "".join(f"{name}: {value}\n" for name, value in headers.items())
+    return head.encode() + body.as_bytes()
 
 
-def _send(message: EmailMessage, server: _SmtpServer) -> None:
+def _subject(text: str) -> str:
+    from email.header import Header
+
+    plain = text.isascii() and "=?" not in text and text == text.strip()
+    if plain and len(text) <= _PLAIN_SUBJECT_CHARACTERS_MAX:
+        return text
+    return Header(text, "utf-8", header_name="Subject").encode()
+
+
+def _send(message: bytes, sender: str, recipient: str, server: _SmtpServer) -> None:
     """Raises Abort where repeating cannot help, else what smtplib raises."""
     import smtplib
 
+    ascii_only = sender.isascii() and recipient.isascii()
+    options = () if ascii_only else ("SMTPUTF8", "BODY=8BITMIME")
     try:
         with _connection(server) as smtp:
-            smtp.send_message(message)
+            smtp.sendmail(sender, [recipient], message.replace(b"\n", b"\r\n"), options)
     except smtplib.SMTPRecipientsRefused as error:
         code, text = next(iter(error.recipients.values()))
         _raise_smtp(code, text, error)
@@ -191,10 +220,10 @@ def _connection(server: _SmtpServer) -> Iterator[smtplib.SMTP]:
         smtp.close()
 
 
-def _write(message: EmailMessage, path: Path) -> None:
+def _write(message: bytes, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        file.write(bytes(message))
+        file.write(message)
     Path(file.name).replace(path)
 
 
@@ -263,7 +292,18 @@ def _exchange(
     with closing(connection):
         connection.request(method, target, body=data, headers=headers)
         with connection.getresponse() as response:
+            _pass_over_interim(response)
             yield response
+
+
+def _pass_over_interim(response: http.client.HTTPResponse) -> None:
+    """http.client passes over 100 alone, and takes 103 for the answer."""
+    for _ in range(_INTERIM_MAX):
+        if not 100 <= response.status < 200 or response.status == HTTPStatus.SWITCHING_PROTOCOLS:
+            return
+        response.headers = None  # type: ignore[assignment]  # as begin() has it
+        response.begin()
+    raise Retry(f"the server sent more than {_INTERIM_MAX} interim answers")
 
 
 def _content(payload: HttpPayload) -> tuple[bytes | None, dict[str, str]]:
@@ -279,7 +319,7 @@ def _content(payload: HttpPayload) -> tuple[bytes | None, dict[str, str]]:
 
 def _allowed(url: str) -> tuple[str, int]:
     """Host and port of `url`. Raises Abort unless JOBSVC_HTTP_ALLOWED_HOSTS has them."""
-    if not re.match(_URL, url):
+    if not re.fullmatch(_URL, url):
         raise Abort("not a plain http or https URL")
     parts = urlsplit(url)
     host = (parts.hostname or "").lower()
@@ -313,11 +353,20 @@ def _answer(response: http.client.HTTPResponse) -> dict[str, Any]:
                 raise Retry(reason, after=min(seconds, _RETRY_AFTER_SECONDS_MAX))
             raise Retry(reason)
         raise Abort(reason)
+    if status < 200:
+        raise Abort(f"the server answered {status} {response.reason}, which was not asked for")
     body = response.read(_BODY_BYTES_MAX + 1)
+    truncated = len(body) > _BODY_BYTES_MAX
+    if response.length and not truncated:  # of what was announced that is still to come
+        raise Retry(f"the answer ended {response.length} bytes too early")
     return {
         "status": status,
-        "headers": {name.lower(): value for name, value in response.getheaders()},
-        # A result has no NUL, whatever a server sends.
-        "body": body[:_BODY_BYTES_MAX].decode(errors="replace").replace("\0", "\ufffd"),
-        "truncated": len(body) > _BODY_BYTES_MAX,
+        "headers": {name.lower(): _clean(value) for name, value in response.getheaders()},
+        "body": _clean(body[:_BODY_BYTES_MAX].decode(errors="replace")),
+        "truncated": truncated,
     }
+
+
+def _clean(text: str) -> str:
+    """A result has no NUL, whatever a server sends."""
+    return text.replace("\0", "\ufffd")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import email
+import email.header
 import email.policy
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email.message import EmailMessage
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,8 @@ class Mailbox:
 
     url: str = ""
     mails: list[EmailMessage] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
+    senders: list[str] = field(default_factory=list)
     recipients: list[str] = field(default_factory=list)
     logins: list[tuple[bytes, bytes]] = field(default_factory=list)
     to_rcpt: str = ""
@@ -61,6 +66,8 @@ class Mailbox:
             content = envelope.content
             assert isinstance(content, bytes)
             self.mails.append(email.message_from_bytes(content, policy=email.policy.default))
+            self.contents.append(content)
+            self.senders.append(envelope.mail_from or "")
             self.recipients += envelope.rcpt_tos
         return self.to_data
 
@@ -91,7 +98,13 @@ def mailbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mailbox]:
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(
         loop.create_server(
-            lambda: SMTP(box, authenticator=box.log_in, auth_require_tls=False, loop=loop),
+            lambda: SMTP(
+                box,
+                authenticator=box.log_in,
+                auth_require_tls=False,
+                enable_SMTPUTF8=True,
+                loop=loop,
+            ),
             host="127.0.0.1",
             port=0,
         )
@@ -132,6 +145,50 @@ def test_text_beyond_ascii(mailbox: Mailbox) -> None:
     (received,) = mailbox.mails
     assert received["Subject"] == "Grüße 😀"
     assert received.get_content().replace("\r\n", "\n") == "Zeile ä\n" * 100
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "=?utf-8?q?a=0aBcc:_x=40example.org?=",
+        "a =?utf-8?b?Cg==?= b",
+        "=?utf-8?q?",
+        " surrounded ",
+        "two  spaces",
+        "",
+        "x" * 998,
+        "word " * 199,
+        "Grüße 😀 " * 100,
+    ],
+)
+def test_a_subject_arrives_as_it_is(mailbox: Mailbox, subject: str) -> None:
+    mail = EmailPayload.model_validate({**MAIL.model_dump(), "subject": subject})
+    send_email(mail, JobContext.for_testing())
+    ((content,), (received,)) = mailbox.contents, mailbox.mails
+    head, _, _ = content.partition(b"\r\n\r\n")
+    names = re.findall(rb"^([^ :][^:\r\n]*): ", head + b" ", re.MULTILINE)
+    assert sorted(set(names)) == sorted(names)
+    assert {*names} == {
+        *(b"Message-ID", b"Date", b"From", b"To", b"Subject"),
+        *(b"Content-Type", b"Content-Transfer-Encoding", b"MIME-Version"),
+    }
+    # Decoded once, as a reader does; EmailMessage would read what that gives once more.
+    raw = email.message_from_bytes(content)["Subject"]
+    assert str(email.header.make_header(email.header.decode_header(raw))) == subject
+    assert received["Bcc"] is None
+    assert all(len(line) <= 78 for line in head.split(b"\r\n"))
+
+
+@pytest.mark.parametrize(
+    "address", ["a..b@example.com", ".a.@b", "a=b'c%d{e}@x", "ü@müller.example"]
+)
+def test_the_envelope_has_the_addresses_of_the_payload(mailbox: Mailbox, address: str) -> None:
+    change = {"recipient_email": address, "sender": address}
+    send_email(EmailPayload(**{**MAIL.model_dump(), **change}), JobContext.for_testing())
+    assert (mailbox.senders, mailbox.recipients) == ([address], [address])
+    ((content,), (mail,)) = mailbox.contents, mailbox.mails
+    assert f"\r\nFrom: {address}\r\nTo: {address}\r\n".encode() in content
+    assert mail["To"] == address
 
 
 def test_logging_in(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +285,13 @@ def test_no_mail_server_at_all() -> None:
         {"recipient_email": "a@b, c@d"},
         {"recipient_email": "nobody"},
         {"recipient_email": "A <a@b>"},
+        {"recipient_email": "=?utf-8?q?x?=@example.com"},
+        {"recipient_email": "a@b\u2028c"},
+        {"recipient_email": "a@b\u202e"},
+        {"sender": "=?utf-8?q?a=0aBcc:_x?=@b"},
+        {"subject": "Hello\u2028Bcc: c@d"},
+        {"subject": "Hello\u2029Bcc: c@d"},
+        {"subject": "Hello\u0085Bcc: c@d"},
         {"sender": "a@b\r\nX: y"},
         {"subject": "Hello\r\nBcc: c@d"},
         {"subject": "Hello\n"},
@@ -327,6 +391,71 @@ def test_bodies(site: Site) -> None:
 def test_a_large_answer_is_cut(site: Site) -> None:
     result = request(site.url("/large"))
     assert (len(result["body"]), result["truncated"]) == (256 * 1024, True)
+
+
+@pytest.fixture
+def raw_site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], str]]:
+    """Answers the next connection with these bytes, and hangs up."""
+    threads = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30)
+        port = server.getsockname()[1]
+        monkeypatch.setenv("JOBSVC_HTTP_ALLOWED_HOSTS", f"127.0.0.1:{port}")
+
+        def answer(data: bytes) -> None:
+            connection, _ = server.accept()
+            with connection:
+                while not connection.recv(65536).endswith(b"\r\n\r\n"):
+                    pass
+                connection.sendall(data)
+
+        def start(data: bytes) -> str:
+            threads.append(threading.Thread(target=answer, args=(data,)))
+            threads[-1].start()
+            return f"http://127.0.0.1:{port}/"
+
+        yield start
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nnine byte",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nnine byte",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nnine\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000,
+        b"",
+    ],
+)
+def test_an_answer_that_breaks_off_is_none(raw_site: Callable[[bytes], str], data: bytes) -> None:
+    with pytest.raises((Retry, HTTPException, OSError)):
+        request(raw_site(data))
+
+
+def test_interim_answers_are_passed_over(raw_site: Callable[[bytes], str]) -> None:
+    interim = b"".join(
+        b"HTTP/1.1 %d Wait\r\nLink: </style.css>\r\nX-Not: mine\r\n\r\n" % status
+        for status in (100, 102, 103, 103)
+    )
+    answer = b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\nX-Nul: a\0b\r\n\r\nok"
+    assert request(raw_site(interim + answer)) == {
+        "status": 201,
+        "headers": {"content-length": "2", "x-nul": "a\ufffdb"},
+        "body": "ok",
+        "truncated": False,
+    }
+    assert request(raw_site(interim + b"HTTP/1.0 200 OK\r\n\r\nuntil the end"))["body"] == (
+        "until the end"
+    )
+
+
+def test_other_protocols_are_not_spoken(raw_site: Callable[[bytes], str]) -> None:
+    with pytest.raises(Abort, match="101"):
+        request(raw_site(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"))
 
 
 def test_statuses_that_are_failures(site: Site) -> None:
