@@ -368,6 +368,8 @@ def _inspect(function: Callable[..., Any]) -> tuple[PayloadKind, Any, bool]:
     if not isinstance(inspect.unwrap(function), FunctionType):
         raise TypeError(f"{function!r} is not a function")
     where = f"{function.__module__}.{function.__qualname__}"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{where} is a generator, which has no result: return a list instead")
     parameters = list(inspect.signature(function).parameters.values())
     by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     others_needed = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from typing import Any, Optional
 
 import pytest
@@ -90,13 +91,31 @@ def keyword(payload: dict[str, Any], *, more: int) -> None: ...
 def number(payload: int) -> None: ...
 def optional(payload: Optional[Thumbnail]) -> None: ...  # noqa: UP045 - that is what is tested
 def unknown(payload: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+def generator(payload: dict[str, Any]) -> Iterator[int]:
+    yield 1
 
 
-@pytest.mark.parametrize("function", [nothing, three, keyword, number, optional, unknown, len])
+async def async_generator(payload: dict[str, Any], ctx: JobContext) -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [nothing, three, keyword, number, optional, unknown, len, generator, async_generator],
+)
 def test_functions_that_cannot_be_handlers(function: Callable[..., Any]) -> None:
     with pytest.raises(TypeError):
         job("x")(function)
     assert registry.find("x") is None
+
+
+def test_a_generator_that_is_run_by_its_decorator() -> None:
+    @job("x")
+    @wraps(generator)
+    def listed(payload: dict[str, Any]) -> list[int]:
+        return list(generator(payload))
+
+    assert definition("x").function is listed
 
 
 @pytest.mark.parametrize(

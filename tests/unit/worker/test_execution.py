@@ -121,8 +121,8 @@ def test_exceptions_that_say_more() -> None:
     assert ending_of(make_task("t.raise", {"error": "Snooze"})) == Snoozed(30)
 
 
-def give_a_set(payload: dict[str, Any]) -> set[int]:
-    return {1}
+def give_a_handle(payload: dict[str, Any]) -> object:
+    return object()
 
 
 def give_too_much(payload: dict[str, Any]) -> str:
@@ -130,13 +130,13 @@ def give_too_much(payload: dict[str, Any]) -> str:
 
 
 def give_a_generator(payload: dict[str, Any]) -> Any:
-    yield 1
+    return (number for number in range(1))
 
 
 @pytest.mark.parametrize(
     ("function", "error_type"),
     [
-        (give_a_set, "RESULT_INVALID"),
+        (give_a_handle, "RESULT_INVALID"),
         (give_a_generator, "RESULT_INVALID"),
         (give_too_much, "RESULT_TOO_LARGE"),
     ],

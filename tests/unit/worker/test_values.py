@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum, IntEnum
+from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.struct_pb2 import Struct, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, field_serializer
+from pydantic import BaseModel, ConfigDict, field_serializer
+from pydantic.alias_generators import to_camel
 
 from jobsvc.core.attempts import Input
 from worker import Blob
@@ -85,6 +94,33 @@ class Model(BaseModel):
     inner: Inner = Inner()
 
 
+class Aliased(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=to_camel, validate_by_name=True, serialize_by_alias=True
+    )
+
+    wire_name: int
+
+
+@dataclass
+class Point:
+    x: int
+    models: list[Model]
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+MODELS_DEEP = {"a": [{"inner": {"when": 3}}], "b": {"x": 1, "models": [{"inner": {"when": 3}}]}}
+KEYS = {"red": 3, "1": [2], str(UUID(int=1)): None}
+PLACES = {"path": "/a", "ip": "0.0.0.1"}
+
+
 class Undumpable(BaseModel):
     field: int = 1
 
@@ -105,6 +141,18 @@ class Undumpable(BaseModel):
         ({"a": {}, "b": []}, {"a": {}, "b": []}),
         (Model(), {"inner": {"when": 3}}),
         (2**60, 2**60),
+        (datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "2026-01-02T03:04:05Z"),
+        (
+            [date(2026, 1, 2), time(3, 4), timedelta(hours=1), Decimal("1.10"), UUID(int=1)],
+            ["2026-01-02", "03:04:00", "PT1H", "1.10", str(UUID(int=1))],
+        ),
+        ({"a": [Model()], "b": Point(1, [Model()])}, MODELS_DEEP),
+        (Colour.RED, "red"),
+        ({Colour.RED: Level.HIGH, 1: {2}, UUID(int=1): None}, KEYS),
+        ({"path": Path("/a"), "ip": IPv4Address(1)}, PLACES),
+        ([frozenset("a"), deque([1])], [["a"], [1]]),
+        ([Aliased(wire_name=1)], [{"wireName": 1}]),
+        (Aliased(wire_name=1), {"wireName": 1}),
     ],
 )
 def test_results(result: object, expected: object) -> None:
@@ -139,15 +187,26 @@ def doubling() -> object:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: {1, 2},
         object,
+        lambda: [{1: object()}],
+        lambda: {object(): 1},
+        lambda: {1: "a", "1": "b"},
+        lambda: {b"a": 1},
+        lambda: [b"text"],
+        lambda: [bytearray(b"text")],
+        lambda: [Blob(b"text")],
+        lambda: [datetime.now],
+        lambda: Decimal(1).sqrt,
+        lambda: Point(float("nan"), []),  # type: ignore[arg-type]
+        lambda: Point("nul \0", []),  # type: ignore[arg-type]
+        lambda: map(str, [1]),
+        lambda: {"deep": [Undumpable()]},
         lambda: float("nan"),
         lambda: [float("inf")],
         lambda: "nul \0",
         lambda: {"nul \0": 1},
         lambda: "\ud800",
         lambda: {"\udfff": 1},
-        lambda: {1: "key"},
         lambda: 2**53 + 1,
         lambda: 10**400,
         cyclic,
@@ -168,8 +227,8 @@ def test_results_that_are_too_large(make: Callable[[], object]) -> None:
 
 
 def test_the_message_says_where() -> None:
-    with pytest.raises(ResultInvalid, match=r"result\['items'\]\[1\] is of type set"):
-        encode_result({"items": [1, {2}]})
+    with pytest.raises(ResultInvalid, match=r"result\['items'\]\[1\] is of type object"):
+        encode_result({"items": [1, object()]})
 
 
 def test_depth_at_its_limit() -> None:
