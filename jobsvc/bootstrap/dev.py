@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from jobsvc.outbox import Outbox
 from jobsvc.settings import Settings
 from jobsvc.store import registry, schema, verbs
 from jobsvc.store.database import Database
+from jobsvc.store.dialects.engines import sqlite_url
 from worker.runtime.worker import Worker
 
 DEMO = "worker.handlers.demo"
@@ -38,7 +40,7 @@ def run(settings: Settings, data_dir: Path) -> int:
     handlers = tuple(dict.fromkeys((*settings.handlers, DEMO)))
     settings = settings.model_copy(update={"handlers": handlers, "processes": 1})
     with _locked(data_dir):
-        url = f"sqlite:///{(data_dir / 'jobsvc.db').resolve()}"
+        url = sqlite_url((data_dir / "jobsvc.db").resolve())
         database = Database(url, pool_size=DATABASE_THREADS + OTHER_CONNECTIONS)
         try:
             schema.migrate(database)
@@ -70,7 +72,8 @@ async def _serve(settings: Settings, database: Database, data_dir: Path) -> None
 
 def _line_to_paste(address: str) -> str:
     where = "" if address == DEFAULT_ADDRESS else f" --address {address}"
-    return f"""{sys.argv[0]} submit demo.sleep '{{"seconds": 3, "steps": 10}}' --watch{where}"""
+    command = shlex.quote(sys.argv[0])
+    return f"""{command} submit demo.sleep '{{"seconds": 3, "steps": 10}}' --watch{where}"""
 
 
 def _reap_predecessors(database: Database) -> None:

@@ -118,7 +118,7 @@ class Transaction:
 
 
 class Database:
-    def __init__(self, url: str, *, pool_size: int = 10, prepare: bool = True) -> None:
+    def __init__(self, url: str | sa.URL, *, pool_size: int = 10, prepare: bool = True) -> None:
         """Connects to nothing yet. `pool_size` bounds the connections and so the threads that can
         use them side by side; `once` has a few of its own. `prepare`: connections keep what is
         prepared on them, which those of a pooler in transaction mode do not."""

@@ -41,7 +41,8 @@ _SETTLE_SECONDS_MAX = 8
 def config(database: Database) -> Config:
     """Alembic's configuration for this database; migrations/env.py takes the engine from it."""
     alembic = Config()
-    alembic.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    scripts = str(Path(__file__).parent / "migrations")
+    alembic.set_main_option("script_location", scripts.replace("%", "%%"))  # as in an .ini file
     alembic.attributes["engine"] = database.engine
     return alembic
 

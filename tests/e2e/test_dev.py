@@ -15,6 +15,7 @@ import pytest
 
 from jobsvc.client import Client, state_name
 from jobsvc.store.database import Database
+from jobsvc.store.dialects.engines import sqlite_url
 from tests.checker import check
 from tests.harness import Load, Process, until
 from tests.harness.load import QUICK_RETRY, mixed
@@ -32,7 +33,8 @@ Start = Callable[..., Process]
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    return tmp_path / "data"
+    """Its name is one that says something else in a URL."""
+    return tmp_path / "data?mode=ro#100%20x"
 
 
 @pytest.fixture
@@ -116,7 +118,7 @@ def test_survives_a_kill_in_the_middle(start: Start, data_dir: Path) -> None:
     process.kill()
     start(address).wait_ready()
     ids = load.join()
-    database = Database(f"sqlite:///{data_dir / 'jobsvc.db'}")
+    database = Database(sqlite_url(data_dir / "jobsvc.db"))
     try:
         until(lambda: _all_ended(database, ids), 40, "all jobs have ended")
         report = check(

@@ -17,6 +17,7 @@ from alembic.script import ScriptDirectory
 from jobsvc.errors import SchemaMismatch
 from jobsvc.store import schema
 from jobsvc.store.database import Database
+from jobsvc.store.dialects import engines
 from jobsvc.store.tables import metadata, service
 from tests.services import fresh_database
 from tests.store.conftest import POSTGRESQL, connect, sqlite_url
@@ -208,3 +209,20 @@ def test_a_newer_schema_says_whom_it_still_serves(
         else:
             with pytest.raises(SchemaMismatch, match=f"serves releases from {re.escape(oldest)}"):
                 check(empty)
+
+
+@pytest.mark.parametrize("name", ["a?mode=ro", "100%20x", "100%", "a#b", "a b", "ü", "x:y@z"])
+def test_a_directory_may_have_any_name(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / name
+    directory.mkdir()
+    here = Path(schema.__file__).parent
+    (directory / "migrations").symlink_to(here / "migrations")
+    monkeypatch.setattr(schema, "__file__", str(directory / "schema.py"))
+    database = Database(engines.sqlite_url(directory / "jobsvc.db"))
+    schema.migrate(database)
+    assert not schema.missing(database)
+    database.close()
+    assert {path.name for path in tmp_path.iterdir()} == {name}
+    assert (directory / "jobsvc.db").stat().st_size

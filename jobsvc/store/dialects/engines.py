@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,6 +15,11 @@ STATEMENT_TIMEOUT_MS = 5_000
 LOCK_TIMEOUT_MS = 1_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 10_000
 SQLITE_WAIT_SECONDS = 2  # for another process that writes
+
+
+def sqlite_url(path: Path) -> sa.URL:
+    """Of a database file. Never made of text: what a path may hold has a meaning in a URL."""
+    return sa.URL.create("sqlite", database=str(path))
 
 
 def prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
