@@ -43,7 +43,9 @@ class JobDefinition:
         if self.model is not None:
             import json
 
-            schema_json = json.dumps(self.model.model_json_schema())
+            from worker.schemas import payload_schema
+
+            schema_json = json.dumps(payload_schema(self.model), allow_nan=False)
         return JobTypeInfo(
             name=self.name,
             description=self.description,

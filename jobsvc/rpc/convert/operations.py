@@ -10,6 +10,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from generated.jobsvc.v1 import admin_service_pb2, job_pb2, job_service_pb2
 from jobsvc.core.operations import Explanation, JobType, Queue, RateLimit, WaitReason, Worker
+from jobsvc.core.schemas import tellable
 from jobsvc.core.states import JobState
 from jobsvc.rpc.convert.jobs import STATES
 from jobsvc.rpc.convert.values import duration, seconds, timestamp
@@ -82,7 +83,7 @@ def job_types(found: Iterable[JobType]) -> Iterator[job_pb2.JobType]:
 
 def _schema(text: str) -> Struct | None:
     """None for one that is no object: `true` says nothing."""
-    schema = json.loads(text)
+    schema = tellable(json.loads(text))
     return json_format.ParseDict(schema, Struct()) if isinstance(schema, dict) else None
 
 

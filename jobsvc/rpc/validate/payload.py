@@ -13,9 +13,11 @@ from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
 from generated.jobsvc.v1 import job_pb2, job_service_pb2
 from jobsvc.core.attempts import JobTypeInfo
+from jobsvc.core.schemas import tellable
 from jobsvc.errors import Violation
 from jobsvc.rpc.validate import fields
 from jobsvc.rpc.validate.fields import Violations
+from jobsvc.rpc.validate.formats import FORMATS
 from jobsvc.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -184,7 +186,13 @@ def _validator(schema: str) -> jsonschema_rs.Validator | None:
     """Compiled once for each text. What a worker announced and is no schema checks nothing here:
     the worker checks each payload again."""
     try:
-        return jsonschema_rs.validator_for(json.loads(schema), mask="value", offline=True)
+        return jsonschema_rs.validator_for(
+            tellable(json.loads(schema)),
+            mask="value",
+            offline=True,
+            validate_formats=True,
+            formats=FORMATS,
+        )
     except ValueError as error:
         log.warning("payload schema unusable", error=str(error)[:500])
         return None
