@@ -17,7 +17,6 @@ from jobsvc import telemetry, tracing
 from jobsvc.bootstrap.server import DATABASE_THREADS, OTHER_CONNECTIONS, serve
 from jobsvc.bootstrap.worker import start_worker
 from jobsvc.broker.topology import Broker
-from jobsvc.core.model import Effects
 from jobsvc.errors import CannotStart
 from jobsvc.outbox import Outbox
 from jobsvc.settings import Settings
@@ -79,13 +78,13 @@ def _line_to_paste(address: str) -> str:
 def _reap_predecessors(database: Database) -> None:
     """Whoever worked here before is gone: the lock is ours. Their jobs need not wait for their
     leases to run out; what was on the broker is dispatched anew because the broker is new."""
+    log = telemetry.get_logger("jobsvc")
     gone = database.read(registry.worker_ids)
-
-    def reap() -> tuple[int, Effects]:
-        return database.write(lambda tx: verbs.reap_workers(tx, gone, REAP_LIMIT))
-
-    while gone and reap()[0] == REAP_LIMIT:
-        pass
+    count = REAP_LIMIT if gone else 0
+    while count == REAP_LIMIT:
+        count, effects = database.write(lambda tx: verbs.reap_workers(tx, gone, REAP_LIMIT))
+        for dead in effects.failed:
+            log.error("job failed", **dead.told())
     for worker_id in gone:
         database.write(partial(registry.retire, worker_id=worker_id))
 

@@ -82,7 +82,8 @@ async def serve(
     try:
         await service.start()
         await asyncio.to_thread(on_start, service.outbox, service.address)
-        announce(settings, service.address)
+        if not stop.is_set():
+            announce(settings, service.address)
         await stop.wait()
         telemetry.get_logger("jobsvc").info("stopping")
     finally:

@@ -44,7 +44,8 @@ def run(settings: Settings) -> int:
         log = telemetry.get_logger("jobsvc")
         while not worker.wait_consuming(0.2) and not stop.is_set():
             pass
-        log.info("ready", worker_id=worker.worker_id)
+        if not stop.is_set():
+            log.info("ready", worker_id=worker.worker_id)
         stop.wait()
         log.info("stopping")
         worker.stop(settings.shutdown_grace)

@@ -246,6 +246,16 @@ class Dispatch:
     attempt: int
     error_type: str = ""
 
+    def told(self) -> dict[str, object]:
+        """The fields by which a record names the job."""
+        return {
+            "job_id": self.job_id,
+            "job_type": self.job_type,
+            "queue": self.queue,
+            "attempt": self.attempt,
+            "error_type": self.error_type,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -272,3 +282,8 @@ class Effects:
     changes: tuple[Change, ...] = ()
     dispatches: tuple[Dispatch, ...] = ()
     steps: Mapping[Step, int] = field(default_factory=dict, compare=False)
+
+    @property
+    def failed(self) -> tuple[Dispatch, ...]:
+        """Of the jobs that it ended FAILED: each has a dead letter."""
+        return tuple(dispatch for dispatch in self.dispatches if dispatch.kind == "dead")

@@ -131,4 +131,6 @@ class Loop:
         self._outbox.tell(effects)
         if count:
             self._log.info("jobs moved", task=self._task.name, count=count)
+        for dead in effects.failed:
+            self._log.error("job failed", **dead.told())
         return count

@@ -208,6 +208,8 @@ class Claiming:
         self._pool.submit([attempt.claimed for attempt in attempts])
         self._outbox.tell(result.effects)
         self._tell_started(attempts)
+        for dead in result.effects.failed:  # expired, before it could start
+            self._log.error("job failed", **dead.told(), worker_id=self._worker_id)
         return claimed
 
     def _keep_trying(self, seconds: float) -> bool:

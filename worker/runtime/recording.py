@@ -40,6 +40,9 @@ RECORD_MAX = 200
 # In one transaction, which must end within the database's time limit.
 REPORTS_MAX = 1000
 GATHER_SECONDS = 0.004
+# By the ids of the jobs whose ending was accepted: whether it ended the job FAILED.
+Accepted = dict[str, bool]
+
 # How long a worker that stops waits for the database to record its last endings.
 LAST_WRITE_SECONDS = 5.0
 
@@ -166,21 +169,22 @@ class Recording:
 
     def _record_endings(self, endings: Mapping[Attempt, Ending]) -> None:
         batch = {a.job_id: (a.token, ending) for a, ending in endings.items() if not a.lost}
-        accepted = self._write_endings(batch) if batch else frozenset()
+        accepted = self._write_endings(batch) if batch else {}
         self._attempts.remove(endings)
         self._consumer.acknowledge([a.delivery for a in endings if not a.detached])
         with telemetry.together():
             for attempt, ending in endings.items():
-                self._log_ending(attempt.claimed, ending, attempt.job_id in accepted)
+                self._log_ending(attempt.claimed, ending, accepted.get(attempt.job_id))
 
-    def _write_endings(self, batch: dict[str, tuple[str, Ending]]) -> frozenset[str]:
-        """Answers the ids whose ending was accepted."""
+    def _write_endings(self, batch: dict[str, tuple[str, Ending]]) -> Accepted:
         try:
             plain = self._succeed(batch)
         except DatabaseUnavailable:
             self._log.error("outcomes not recorded", job_ids=list(batch))
-            return frozenset()
-        return plain | self._finish({i: batch[i] for i in batch if i not in plain})
+            return {}
+        return dict.fromkeys(plain, False) | self._finish(
+            {i: batch[i] for i in batch if i not in plain}
+        )
 
     def _succeed(self, batch: dict[str, tuple[str, Ending]]) -> frozenset[str]:
         """The plain ones; answers their ids. Raises DatabaseUnavailable."""
@@ -198,11 +202,11 @@ class Recording:
         self._outbox.tell(effects)
         return accepted
 
-    def _finish(self, batch: dict[str, tuple[str, Ending]]) -> frozenset[str]:
-        """Answers the ids whose ending was accepted. One that the database refuses for what is in
-        it is recorded as a failure instead, and costs the others nothing."""
+    def _finish(self, batch: dict[str, tuple[str, Ending]]) -> Accepted:
+        """One that the database refuses for what is in it is recorded as a failure instead, and
+        costs the others nothing."""
         if not batch:
-            return frozenset()
+            return {}
 
         def finish() -> tuple[frozenset[str], Effects]:
             return self._database.write(lambda tx: verbs.finish(tx, batch))
@@ -211,28 +215,35 @@ class Recording:
             accepted, effects = persist(finish, self._keep_trying)
         except DatabaseUnavailable:
             self._log.error("outcomes not recorded", job_ids=list(batch))
-            return frozenset()
+            return {}
         except Exception as error:  # noqa: BLE001 - logged, and recorded where it can be
             self._log.exception("cannot record outcomes", job_ids=list(batch))
             if len(batch) > 1:
-                return frozenset().union(*(self._finish({k: v}) for k, v in batch.items()))
+                accepted_alone: Accepted = {}
+                for job_id, ending_of_one in batch.items():
+                    accepted_alone |= self._finish({job_id: ending_of_one})
+                return accepted_alone
             ((job_id, (token, ending)),) = batch.items()
             refused = JobError(RESULT_INVALID, f"cannot be stored: {type(error).__name__}")
             if ending == AttemptFailed(refused):
-                return frozenset()  # the lease runs out, and the reaper takes over
+                return {}  # the lease runs out, and the reaper takes over
             return self._finish({job_id: (token, AttemptFailed(refused))})
         self._outbox.tell(effects)
-        return accepted
+        failed = {dead.job_id for dead in effects.failed}
+        return {job_id: job_id in failed for job_id in accepted}
 
     def _keep_trying(self, seconds: float) -> bool:
         """Once the worker stops only for a while: what is not recorded then is the reaper's."""
         return not self._stopping or seconds <= LAST_WRITE_SECONDS
 
-    def _log_ending(self, claimed: Claimed, ending: Ending, accepted: bool) -> None:
+    def _log_ending(self, claimed: Claimed, ending: Ending, failed: bool | None) -> None:
+        """`failed`: whether it ended the job FAILED; None, it was not accepted."""
         fields = ids(claimed, self._worker_id)
-        if not accepted:
+        if failed is None:
             # Recorded by whoever took the job over; or by us, if the answer of COMMIT was lost.
             self._log.warning("outcome dropped: the lease was lost", **fields)
+        elif isinstance(ending, AttemptFailed) and failed:
+            self._log.error("job failed", error_type=ending.error.type, **fields)
         elif isinstance(ending, AttemptFailed):
             self._log.info(
                 "attempt failed",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from jobsvc.broker.topology import Broker
 from jobsvc.core.attempts import JobTypeInfo
@@ -152,6 +153,26 @@ def run(
     assert script.done.wait(seconds_max)
     loop.stop()
     return told
+
+
+def test_a_job_that_it_ends_failed_is_logged(house: House, database: Database) -> None:
+    job_id = house.submit(ttl=100.0)
+    house.change(job_id, expire_time=house.now() + AGO)
+    ended = threading.Event()
+
+    def once(database: Database, limit: int) -> tuple[int, Effects]:
+        if house.get(job_id).state is JobState.FAILED:
+            ended.set()
+        return upkeep.expire_once(database, limit)
+
+    loop = Loop(Task("expire", 0.01, once), database, Outbox(database, Broker("memory://")))
+    with capture_logs() as logs:
+        loop.start()
+        assert ended.wait(SECONDS_MAX)
+        loop.stop()
+    (told,) = [log for log in logs if log["event"] == "job failed"]
+    assert (told["job_id"], told["error_type"]) == (job_id, "EXPIRED")
+    assert told["log_level"] == "error"
 
 
 def test_a_loop_goes_on_at_once_while_batches_are_full(database: Database) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from structlog.testing import capture_logs
 
 from jobsvc.core.attempts import (
     AttemptFailed,
@@ -23,7 +24,7 @@ from jobsvc.store import verbs
 from jobsvc.store.database import Transaction
 from jobsvc.store.verbs.running import LOG_BYTES_MAX, LOG_BYTES_MIN
 from tests.harness.wait import until
-from tests.store.house import new_id
+from tests.store.house import RETRYABLE, new_id
 from worker.runtime import claiming, keeping, prefetch, recording
 from worker.runtime.attempts import TOLD_MAX
 
@@ -78,6 +79,24 @@ def test_each_outcome_is_recorded(
     assert job.state is state
     assert runtime.house.events(job_id)[-1].type is event
     assert runtime.house.row(job_id).crashes == (outcome == CRASHED)
+
+
+def test_the_attempt_that_ends_a_job_failed_is_logged_so(runtime: Runtime) -> None:
+    with capture_logs() as logs:
+        again, _ = runtime.run(max_attempts=2)
+        runtime.pool.end(again, RETRYABLE)
+        last, delivery = runtime.run(max_attempts=1)
+        runtime.pool.end(last, RETRYABLE)
+        runtime.consumer.wait_acknowledged(delivery)
+        until(lambda: [log for log in logs if log["event"] == "job failed"], SECONDS_MAX, "it is")
+    told = {log["job_id"]: log for log in logs if log["event"] in ("attempt failed", "job failed")}
+    assert (told[again]["event"], told[again]["log_level"]) == ("attempt failed", "info")
+    assert told[again]["retryable"]
+    assert (told[last]["event"], told[last]["log_level"]) == ("job failed", "error")
+    assert (
+        told[last].items() >= {"error_type": "ValueError", "attempt": 1, "worker_id": "w1"}.items()
+    )
+    assert "retryable" not in told[last]
 
 
 def test_messages_of_jobs_that_cannot_be_claimed_are_dropped(runtime: Runtime) -> None:
