@@ -8,7 +8,6 @@ nothing can tell what a text holds: log ids and types, not values.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import socket
@@ -16,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from select import PIPE_BUF
@@ -29,20 +27,13 @@ from prometheus_client import CollectorRegistry
 from structlog.processors import format_exc_info
 from structlog.typing import FilteringBoundLogger, Processor, WrappedLogger
 
+from jobsvc.core.records import HIDDEN, LEVELS, as_console, as_json, now
 from jobsvc.settings import METRICS_LISTEN, Settings, split_address
 
 EventDict = MutableMapping[str, Any]
 
 _STDERR = 2
-_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _LEVEL_NAMES = {"warn": "warning", "exception": "error"}  # of methods that are not named like one
-_HIDDEN = frozenset(
-    {"payload", "result", "token", "lease_token", "password", "secret", "authorization"}
-)
-_FIRST = ("time", "level", "event")  # of a console line, by place instead of by name
-
-# ASCII only, so that no separator which some reader takes for a line's end gets through.
-_encode_json = json.JSONEncoder(default=str, separators=(",", ":")).encode
 
 
 class _Thread(threading.local):
@@ -111,36 +102,27 @@ def _describe(logger: WrappedLogger, method: str, event: EventDict) -> EventDict
     """In one step, for our own records and for the libraries': when, how bad, what, its fields, and
     whose it is."""
     theirs = event.get("_record")
-    record: dict[str, Any] = {
-        "time": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+    first = {
+        "time": now(),
         "level": _LEVEL_NAMES.get(method, method),
         "event": event.pop("event"),
-        **event,
-        "logger": logger.name if theirs is None else theirs.name,
     }
+    # Once more, lest a library's field of such a name takes its place.
+    record: dict[str, Any] = {**first, **event, **first}
+    record["logger"] = logger.name if theirs is None else theirs.name
     if "exc_info" in record:
         format_exc_info(logger, method, record)
-    for name in _HIDDEN & record.keys():
+    for name in HIDDEN & record.keys():
         record[name] = "***"
     return record
 
 
 def _json(_: WrappedLogger, __: str, event: EventDict) -> str:
-    return _encode_json(event)
+    return as_json(event)
 
 
 def _console(_: WrappedLogger, __: str, event: EventDict) -> str:
-    fields = "".join(f" {k}={_quoted(v)}" for k, v in event.items() if k not in _FIRST)
-    text = str(event["event"])
-    if not text.isprintable():
-        text = json.dumps(text)
-    return f"{event['time']} {event['level']:<7} {text}{fields}"
-
-
-def _quoted(value: object) -> str:
-    text = str(value)
-    plain = text and text.isprintable() and not any(c in ' "=' for c in text)
-    return text if plain else json.dumps(text, ensure_ascii=not text.isprintable())
+    return as_console(event)
 
 
 def configure(settings: Settings) -> None:
@@ -152,7 +134,7 @@ def configure(settings: Settings) -> None:
     render: Processor = _json if settings.log_format == "json" else _console
     structlog.configure(
         processors=[_describe, render],
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.log_level]),
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[settings.log_level]),
         logger_factory=_Stderr,
         cache_logger_on_first_use=True,
     )

@@ -20,7 +20,7 @@ from typing import Final, NoReturn
 
 from jobsvc.core.attempts import Claimed, Report
 from worker import registry
-from worker.child import execution, wire
+from worker.child import execution, logs, wire
 
 _TICK_SECONDS: Final = 0.1
 _END_SECONDS_MAX: Final = 2.0
@@ -146,6 +146,7 @@ def main(arguments: list[str]) -> int:
     for fd in (frames_fd, tickets_fd):
         os.set_inheritable(fd, False)
     child = Child(socket.socket(fileno=frames_fd), socket.socket(fileno=tickets_fd))
+    logs.start_in_process()
     try:
         job_types = registry.load(arguments[3].split(","))
     except registry.HandlersError as error:

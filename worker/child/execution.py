@@ -24,6 +24,7 @@ from jobsvc.core.attempts import (
     clean_error,
 )
 from worker.api import Abort, JobCancelled, JobContext, Retry, Snooze
+from worker.child import logs
 from worker.child.values import (
     PayloadInvalid,
     ResultInvalid,
@@ -81,10 +82,12 @@ def run(task: Claimed, context: AttemptContext) -> Ending:
     The context is closed: its last progress is out, and no report follows. A handler that ends,
     however, after it was asked to stop is Stopped.
     """
+    logs.begin(task)
     try:
         ending = _run(task, context)
     except BaseException as error:  # noqa: BLE001 - SystemExit and the like are failures
         ending = _failure(error)
+    logs.end()
     context.close()
     return Stopped() if context.cancelled else ending
 

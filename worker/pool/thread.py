@@ -14,7 +14,7 @@ from typing import Final
 
 from jobsvc.core.attempts import AttemptKey, Ending, Interrupted, JobTypeInfo, Report, Stopped
 from worker import registry
-from worker.child import execution
+from worker.child import execution, logs
 from worker.child.execution import AttemptContext
 from worker.pool.base import Listener, Pool, Run, timed_out
 
@@ -44,6 +44,7 @@ class ThreadPool(Pool):
     def _start(self) -> list[JobTypeInfo]:
         """Import the handlers into this process and start the threads."""
         os.environ.update(self._environment)
+        logs.start_in_threads(self._modules)
         try:
             job_types = registry.load(self._modules)
         except registry.HandlersError:

@@ -17,6 +17,7 @@ from jobsvc.outbox import Outbox
 from jobsvc.settings import Settings
 from jobsvc.store import queues, registry
 from jobsvc.store.database import Database
+from worker.child import logs
 from worker.pool import make_pool
 from worker.runtime.attempts import Attempts
 from worker.runtime.claiming import Claiming
@@ -85,7 +86,7 @@ class Worker:
             settings.concurrency,
             settings.handlers,
             self._recording,
-            environment,
+            {**(environment or {}), logs.VARIABLE: f"{settings.log_format}:{settings.log_level}"},
         )
         prefetch = None
         if not alone:

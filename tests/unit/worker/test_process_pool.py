@@ -117,7 +117,7 @@ def test_the_child_is_on_its_own(
     assert isinstance(modules, list)
     assert not {"grpc", "sqlalchemy", "kombu", "psycopg2"}.intersection(modules)
     ours = {name for name in modules if name.split(".")[0] == "jobsvc"}
-    assert ours == {"jobsvc", "jobsvc.core", "jobsvc.core.attempts"}
+    assert ours == {"jobsvc", "jobsvc.core", "jobsvc.core.attempts", "jobsvc.core.records"}
 
 
 def test_prints_do_not_disturb(make: MakePool, recorder: Recorder) -> None:
