@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import importlib
 import inspect
 import sys
@@ -15,6 +16,8 @@ from jobsvc.core.attempts import JobTypeInfo
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+_start_new_thread = _thread.start_new_thread  # as it is before any handlers are loaded
 
 PayloadKind = Literal["object", "blob", "any", "model"]
 
@@ -92,6 +95,12 @@ def load(modules: Sequence[str]) -> list[JobTypeInfo]:
         except BaseException as error:  # a module may raise anything, SystemExit too
             message = f"cannot import handlers from {module!r}: {type(error).__name__}: {error}"
             raise HandlersError(message) from error
+    if _thread.start_new_thread is not _start_new_thread:
+        raise HandlersError(
+            f"the handlers from {','.join(modules)} replace Python's threads (as"
+            " gevent.monkey.patch_all() does), which their own process needs to be told of"
+            " cancels and to report: leave them as they are (patch_all(thread=False))"
+        )
     return [_describe(_definitions[name]) for name in sorted(_definitions)]
 
 

@@ -106,8 +106,7 @@ class Pool(abc.ABC):
         if size < 1:
             raise ValueError(f"a pool needs a size of 1 or more, not {size}")
         self.size: Final = size
-        self.job_types: frozenset[str] = frozenset()
-        """What its handlers can run; nothing before `start`."""
+        self._job_types: frozenset[str] = frozenset()
         self._listener: Final = listener
         self._lock: Final = threading.RLock()
         self._waiting: OrderedDict[AttemptKey, Run] = OrderedDict()
@@ -121,8 +120,18 @@ class Pool(abc.ABC):
         Returns when the first task could run. Raises HandlersError, and is stopped then.
         """
         infos = self._start()
-        self.job_types = frozenset(info.name for info in infos)
+        self._job_types = frozenset(info.name for info in infos)
         return infos
+
+    @property
+    def job_types(self) -> frozenset[str]:
+        """What its handlers can run; nothing before `start`, and while it is broken."""
+        return frozenset() if self.broken else self._job_types
+
+    @property
+    def broken(self) -> str:
+        """Why no handler can run until that changes; empty while some can."""
+        return ""
 
     def submit(self, tasks: Iterable[Claimed]) -> None:
         """Queue tasks; how many is the caller's to bound.

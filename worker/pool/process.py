@@ -231,6 +231,7 @@ class ProcessPool(Pool):
         self._requests: list[tuple[AttemptKey, Ending]] = []
         self._last_number = 0
         self._start_failures = 0
+        self._broken = ""
         self._start_not_before = 0.0
         self._check_at = 0.0
         self._stop_at: float | None = None
@@ -248,6 +249,12 @@ class ProcessPool(Pool):
         except HandlersError:
             self.stop(0)
             raise
+
+    @property
+    def broken(self) -> str:
+        """Why the last child that was to replace one could not start, while there is no other."""
+        with self._lock:
+            return "" if self._usable() else self._broken
 
     def cancel(self, key: AttemptKey) -> None:
         """Ask the handler to stop, and kill its process after the grace."""
@@ -469,6 +476,7 @@ class ProcessPool(Pool):
         if self._stop_at is not None:
             return  # it was we who ended it
         self._start_failures += 1
+        self._broken = why
         backoff = _START_BACKOFF_SECONDS * 2.0 ** min(self._start_failures, 10)
         backoff = min(backoff, _START_BACKOFF_SECONDS_MAX)
         self._start_not_before = now + backoff
@@ -564,6 +572,7 @@ class ProcessPool(Pool):
         elif frame.kind == wire.READY:
             child.ready = True
             self._start_failures = 0
+            self._broken = ""
             if not self._started.done():
                 self._started.set_result(wire.read_ready(frame))
         elif frame.kind == wire.BROKEN:

@@ -100,9 +100,18 @@ class Claiming:
                 self._claim_next()
             if time.monotonic() - self._looked_at >= LOOK_SECONDS:
                 self._looked_at = time.monotonic()
-                self._give_back()
-                if self._prefetch is not None:
-                    self._prefetch.adapt()
+                self._look()
+
+    def _look(self) -> None:
+        """What is done now and then."""
+        self._give_back()
+        if self._prefetch is None:
+            return
+        if self._pool.broken:
+            self._suspend()  # others may have handlers that run
+        else:
+            self._resume()
+        self._prefetch.adapt()
 
     def _most(self) -> int:
         """How many jobs to hold: those that run, and those that will start within a moment, or
@@ -215,13 +224,17 @@ class Claiming:
     def _keep_trying(self, seconds: float) -> bool:
         """Until the worker stops. If the database stays away all messages are let go of meanwhile:
         others may reach it."""
-        if seconds > LET_GO_SECONDS and not self._suspended:
-            self._suspended = True
-            self._consumer.suspend()
+        if seconds > LET_GO_SECONDS:
+            self._suspend()
         return not self._stopping
 
+    def _suspend(self) -> None:
+        if not self._suspended:
+            self._suspended = True
+            self._consumer.suspend()
+
     def _resume(self) -> None:
-        if self._suspended:
+        if self._suspended and not self._pool.broken:
             self._suspended = False
             self._consumer.resume()
 

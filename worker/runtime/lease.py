@@ -61,13 +61,16 @@ class LeaseThread:
         *,
         lease_seconds: float,
         heartbeat_seconds: float,
+        outdated: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`announce` makes the worker known again, should it have been forgotten. `beat`, set by
-        anybody: renew at once, something about a job may have changed."""
+        """`announce` makes the worker known again, should it have been forgotten, or should what
+        it announced be `outdated`. `beat`, set by anybody: renew at once, something about a job may
+        have changed."""
         self._database = database
         self._worker_id = worker_id
         self._keeper = keeper
         self._announce = announce
+        self._outdated = outdated
         self._beat = beat
         self._lease = lease_seconds
         self._heartbeat = heartbeat_seconds
@@ -111,7 +114,7 @@ class LeaseThread:
 
         try:
             held, known = self._database.write(renew)
-            if not known:
+            if not known or self._outdated():
                 self._announce()
         except DatabaseUnavailable as error:
             self._log.warning("cannot renew leases", reason=str(error), count=len(leases))

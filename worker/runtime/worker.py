@@ -65,6 +65,7 @@ class Worker:
         self._database = database
         self._log = telemetry.get_logger("worker")
         self._types: list[JobTypeInfo] = []
+        self._announced: frozenset[str] = frozenset()
         alone = broker.memory  # Kombu's memory transport reaches no other process
         self._held_max = MEMORY_PREFETCH if alone else max(PREFETCH_MAX, settings.concurrency)
         claimable, beat = threading.Event(), threading.Event()
@@ -116,6 +117,7 @@ class Worker:
             beat,
             lease_seconds=settings.lease,
             heartbeat_seconds=settings.heartbeat,
+            outdated=lambda: self._pool.job_types != self._announced,
         )
 
     def start(self) -> None:
@@ -136,8 +138,9 @@ class Worker:
 
     @property
     def ready(self) -> bool:
-        """Whether it does its work: it consumes, and reached the database when it last asked."""
-        return self._consumer.consuming and self._lease.reached
+        """Whether it does its work: it consumes, reached the database when it last asked, and can
+        run handlers."""
+        return self._consumer.consuming and self._lease.reached and not self._pool.broken
 
     def wait_consuming(self, seconds: float) -> bool:
         return self._consumer.wait_consuming(seconds)
@@ -162,14 +165,18 @@ class Worker:
         self._pool.stop(0)
 
     def _announce(self) -> None:
+        """What it can run, which may be nothing for a while: jobs are told to wait for a worker."""
+        runnable = self._pool.job_types
         worker = WorkerInfo(
             worker_id=self.worker_id,
             host=socket.gethostname(),
             pid=os.getpid(),
             version=__version__,
             queues=tuple(self._settings.queues),
-            job_types=tuple(sorted(self._pool.job_types)),
+            job_types=tuple(sorted(runnable)),
             concurrency=self._settings.concurrency,
             prefetch=self._held_max,
         )
-        self._database.write(lambda tx: registry.announce(tx, worker, self._types))
+        types = self._types if runnable else []
+        self._database.write(lambda tx: registry.announce(tx, worker, types))
+        self._announced = runnable

@@ -375,6 +375,34 @@ def test_handlers_that_kill_their_process_at_import(recorder: Recorder) -> None:
     assert psutil.Process().children() == []
 
 
+def test_handlers_that_replace_threads(recorder: Recorder) -> None:
+    module = "tests.unit.worker.patching_handlers"
+    pool = ProcessPool(1, [module], recorder, {"PYTHONPATH": ROOT})
+    with pytest.raises(HandlersError, match=rf"{module} replace Python's threads"):
+        pool.start()
+
+
+def test_handlers_that_go_away_and_come_back(recorder: Recorder, tmp_path: Path) -> None:
+    module = tmp_path / "volatile_handlers.py"
+    text = f"from {HANDLERS} import *\n"
+    module.write_text(text)
+    path = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
+    pool = ProcessPool(1, ["volatile_handlers"], recorder, path)
+    pool.start()
+    types = pool.job_types
+    assert not pool.broken
+    module.write_text("raise RuntimeError('the volume is gone')")
+    assert isinstance(run(pool, recorder, make_task("t.exit")), AttemptFailed)
+    until(lambda: pool.broken, 20, "it knows")
+    assert "the volume is gone" in pool.broken
+    assert (pool.slots, pool.job_types) == (0, frozenset())
+    module.write_text(text)
+    until(lambda: not pool.broken, 20, "it works again")
+    assert (pool.slots, pool.job_types) == (1, types)
+    assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded)
+    pool.stop(0)
+
+
 def test_a_child_that_cannot_start_is_tried_again(
     make: MakePool, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,7 @@ class Pool(Seen):
         self.unstarted: list[Claimed] = []
         self.average_run_seconds = 1.0
         self.slots = CONCURRENCY
+        self.broken = ""
         self.job_types = EVERY_TYPE
         self.listener: Listener
 

@@ -538,6 +538,18 @@ def test_messages_are_let_go_of_when_the_database_stays_away(
     runtime.consumer.wait(lambda: runtime.consumer.suspensions == [True, False])
 
 
+def test_messages_are_let_go_of_while_no_handler_can_run(runtime: Runtime) -> None:
+    consumer, pool = runtime.consumer, runtime.pool
+    pool.slots, pool.broken = 0, "the volume is gone"
+    consumer.wait(lambda: consumer.suspensions == [True])
+    pool.slots, pool.broken = CONCURRENCY, ""
+    consumer.wait(lambda: consumer.suspensions == [True, False])
+    job_id, delivery = runtime.run()
+    runtime.pool.end(job_id, DONE)
+    consumer.wait_acknowledged(delivery)
+    assert consumer.suspensions == [True, False]
+
+
 def test_stopping_loses_nothing(runtime: Runtime, database: Shaky) -> None:
     running = [runtime.run() for _ in range(CONCURRENCY)]
     waiting = runtime.deliver(runtime.house.submit())
