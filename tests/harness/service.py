@@ -22,8 +22,8 @@ from tests.harness.wait import until
 
 LEASE_SECONDS = 2.0
 REAP_SECONDS = 0.3
-# What a bound of the service is multiplied by: the machine may be busy with something else, and what
-# a bound is to find out stands still for good, or for a time limit of minutes.
+# What a bound of the service is multiplied by: the machine may be busy with something else, and
+# what a bound is to find out stands still for good, or for a time limit of minutes.
 PATIENCE = 10.0
 
 SETTINGS: Mapping[str, str] = {

@@ -91,6 +91,8 @@ INTERNAL = {
     errors.SchemaMismatch,
     errors.RegistryChanged,
     topology.BrokerUnavailable,
+    topology.BrokerBlocked,
+    topology.QueuesTaken,
 }
 
 
@@ -135,7 +137,8 @@ def test_every_error_is_in_the_table_or_known_to_be_told_to_nobody() -> None:
 
 @pytest.mark.parametrize("kind", [*sorted(INTERNAL, key=str), RuntimeError, SystemExit])
 def test_what_is_told_to_nobody(kind: type[BaseException]) -> None:
-    answer = status.answer(kind("hunter2"))
+    given = ({}, "hunter2") if kind is topology.QueuesTaken else ("hunter2",)
+    answer = status.answer(kind(*given))
     assert (answer.code, answer.reason) == (StatusCode.INTERNAL, "INTERNAL")
     assert answer.error_id in answer.message
     assert details(answer) == {
