@@ -137,8 +137,8 @@ def test_every_error_is_in_the_table_or_known_to_be_told_to_nobody() -> None:
 
 @pytest.mark.parametrize("kind", [*sorted(INTERNAL, key=str), RuntimeError, SystemExit])
 def test_what_is_told_to_nobody(kind: type[BaseException]) -> None:
-    given = ({}, "hunter2") if kind is topology.QueuesTaken else ("hunter2",)
-    answer = status.answer(kind(*given))
+    taken = kind is topology.QueuesTaken
+    answer = status.answer(topology.QueuesTaken({}, "hunter2") if taken else kind("hunter2"))
     assert (answer.code, answer.reason) == (StatusCode.INTERNAL, "INTERNAL")
     assert answer.error_id in answer.message
     assert details(answer) == {
