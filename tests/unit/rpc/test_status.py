@@ -137,8 +137,8 @@ def test_every_error_is_in_the_table_or_known_to_be_told_to_nobody() -> None:
 
 @pytest.mark.parametrize("kind", [*sorted(INTERNAL, key=str), RuntimeError, SystemExit])
 def test_what_is_told_to_nobody(kind: type[BaseException]) -> None:
-    taken = kind is topology.QueuesTaken
-    answer = status.answer(topology.QueuesTaken({}, "hunter2") if taken else kind("hunter2"))
+    error = topology.QueuesTaken({}, "hunter2") if kind is topology.QueuesTaken else kind("hunter2")
+    answer = status.answer(error)
     assert (answer.code, answer.reason) == (StatusCode.INTERNAL, "INTERNAL")
     assert answer.error_id in answer.message
     assert details(answer) == {
@@ -149,7 +149,7 @@ def test_what_is_told_to_nobody(kind: type[BaseException]) -> None:
         }
     }
     assert "hunter2" not in str(answer)
-    assert status.answer(kind()).error_id != answer.error_id
+    assert status.answer(error).error_id != answer.error_id
 
 
 def test_a_bad_request_names_every_field() -> None:
