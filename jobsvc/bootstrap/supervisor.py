@@ -33,7 +33,8 @@ from jobsvc.errors import CannotStart
 from jobsvc.settings import Settings
 from jobsvc.telemetry import Probes, Vitals
 
-COMMAND = (sys.executable, "-m", "jobsvc.bootstrap.child")
+# -P: a file of the working directory takes no module's place.
+COMMAND = (sys.executable, "-P", "-m", "jobsvc.bootstrap.child")
 # Whoever asks a child waits no longer: one that says nothing for so long answers no calls either.
 ANSWER_SECONDS_MAX = 2.0
 LINE_BYTES_MAX = 64 * 1024 * 1024  # a whole page of metrics

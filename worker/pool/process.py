@@ -70,6 +70,7 @@ class _Child:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
+                    "-P",  # the working directory comes last, not before what is installed
                     "-m",
                     "worker.child",
                     *map(str, fds),

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -242,3 +243,13 @@ def test_pauses_grow_while_children_do_not_live(monkeypatch: pytest.MonkeyPatch)
         pauses.append(supervisor._next_pause(pauses[-1], lived=1.0))
     assert pauses == [0, 1, 2, 4, 8, 16, 30, 30]
     assert supervisor._next_pause(30, lived=31.0) == 0
+
+
+def test_a_file_of_the_working_directory_takes_no_modules_place(tmp_path: Path) -> None:
+    for name in ("jobsvc", "queue", "token", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
+    ended = subprocess.run(
+        supervisor.COMMAND, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "the wrong one" not in ended.stderr
+    assert "jobsvc/bootstrap/child.py" in ended.stderr  # ours, which misses its arguments

@@ -120,6 +120,23 @@ def test_the_child_is_on_its_own(
     assert ours == {"jobsvc", "jobsvc.core", "jobsvc.core.attempts", "jobsvc.core.records"}
 
 
+def test_a_file_of_the_working_directory_takes_no_modules_place(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("worker", "jobsvc", "queue", "token", "json", "asyncio"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
+    (tmp_path / "shop.py").write_text(
+        "from worker import job\n@job('shop.pack')\ndef pack(payload): return 'packed'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    pool = ProcessPool(1, ["shop"], recorder)
+    try:
+        assert "shop.pack" in {info.name for info in pool.start()}
+        assert isinstance(run(pool, recorder, make_task("shop.pack")), Succeeded)
+    finally:
+        pool.stop(0)
+
+
 def test_prints_do_not_disturb(make: MakePool, recorder: Recorder) -> None:
     assert isinstance(run(make(), recorder, make_task("t.print")), Succeeded)
 
