@@ -2,7 +2,8 @@
 
 Imports the handlers, says which job types they have, and runs one task at a time on its main
 thread. A second thread reads frames meanwhile, so that a cancellation is felt and a waiting
-progress leaves in time. The main thread is the only one that takes tickets.
+progress leaves in time. The main thread is the only one that takes tickets. What handlers fork has
+neither socket: this process alone speaks for its task.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from typing import Final, NoReturn
 
 from jobsvc.core.attempts import Claimed, Report
 from worker import registry
-from worker.child import execution, logs, wire
+from worker.child import execution, guard, logs, wire
 
 _TICK_SECONDS: Final = 0.1
 _END_SECONDS_MAX: Final = 2.0
 _RECEIVE_BYTES: Final = 256 * 1024
-_PR_SET_PDEATHSIG: Final = 1
+# The parent decides when to stop, also where a terminal or a service manager signals the whole
+# group. A handler of ours, not SIG_IGN, which programs started by jobs would inherit.
+_PARENTS_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Child:
@@ -40,14 +43,29 @@ class Child:
         self._running: tuple[int, execution.AttemptContext] | None = None
         self._cancelled_number = 0
         self._received = self._finished = 0
+        self._pid = os.getpid()
+        os.register_at_fork(after_in_child=self._let_go)
+
+    def _let_go(self) -> None:
+        """In a fork: neither does it speak, nor is it deaf to signals, as libraries count on it."""
+        self._frames.close()
+        self._tickets.close()
+        for number in _PARENTS_SIGNALS:
+            if signal.getsignal(number) is _leave_to_parent:
+                signal.signal(number, signal.SIG_DFL)
 
     def send(self, frame: bytes) -> None:
-        """Send a frame, waiting while the parent is busy; ends the process if it is gone."""
+        """Send a frame, waiting while the parent is busy; ends the process if it is gone.
+
+        Raises RuntimeError in a fork of the process.
+        """
+        if os.getpid() != self._pid:
+            raise RuntimeError("a fork of a handler's process cannot speak for its job")
         try:
             with self._send_lock:
                 self._frames.sendall(frame)
         except OSError:
-            _end_group()
+            _end()
 
     def serve(self) -> None:
         """Run tasks until there are no more."""
@@ -96,7 +114,7 @@ class Child:
                 # The main thread sees the end of the tickets and leaves by itself, unless a
                 # handler keeps it.
                 time.sleep(_END_SECONDS_MAX)
-                _end_group()
+                _end()
             for frame in reader.feed(data):
                 self._handle(frame)
 
@@ -118,30 +136,22 @@ class Child:
             running[1].tick()
 
 
-def _end_group() -> NoReturn:
-    """End this process and whatever its handlers have started."""
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+def _leave_to_parent(*_: object) -> None:
+    """Handles its signals."""
+
+
+def _end() -> NoReturn:
+    """End this process at once; its guard ends whatever its handlers have started."""
+    os.kill(os.getpid(), signal.SIGKILL)
     os._exit(1)  # not reached
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when the parent's thread that started it ends."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it ended before that
-        os._exit(1)
 
 
 def main(arguments: list[str]) -> int:
     """The process's whole life; returns its exit code."""
     frames_fd, tickets_fd, parent_pid = map(int, arguments[:3])
-    _die_with_parent(parent_pid)
-    # The parent decides when to stop, also where a terminal or a service manager signals the
-    # whole group. A handler of ours, not SIG_IGN, which programs started by jobs would inherit.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+    guard.split(parent_pid, (frames_fd, tickets_fd))
+    for number in _PARENTS_SIGNALS:
+        signal.signal(number, _leave_to_parent)
     faulthandler.enable()
     for fd in (frames_fd, tickets_fd):
         os.set_inheritable(fd, False)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, Final
+from contextlib import suppress
+from typing import Any, Final, NoReturn
 
 from jobsvc.core.attempts import (
     ERROR_MESSAGE_BYTES_MAX,
@@ -80,13 +83,19 @@ def run(task: Claimed, context: AttemptContext) -> Ending:
     """Run the task's handler to its end on this thread; never raises, whatever the handler does.
 
     The context is closed: its last progress is out, and no report follows. A handler that ends,
-    however, after it was asked to stop is Stopped.
+    however, after it was asked to stop is Stopped. Where a fork of the handler comes back here, it
+    ends: the attempt is that of the process that was given it.
     """
+    pid = os.getpid()
     logs.begin(task)
     try:
         ending = _run(task, context)
     except BaseException as error:  # noqa: BLE001 - SystemExit and the like are failures
+        if os.getpid() != pid:
+            _end_fork(error)
         ending = _failure(error)
+    if os.getpid() != pid:
+        _end_fork(None)
     logs.end()
     context.close()
     return Stopped() if context.cancelled else ending
@@ -141,6 +150,25 @@ def _payload(definition: JobDefinition, task: Claimed) -> Any:
             for problem in problems[:_PAYLOAD_PROBLEMS_SHOWN]
         ]
         raise PayloadInvalid("; ".join(texts)) from error
+
+
+def _end_fork(raised: BaseException | None) -> NoReturn:
+    """End this process as Python ends a program, but for what was registered to run at the exit
+    of the process that it was forked from."""
+    code: object = 0
+    if isinstance(raised, SystemExit):
+        code = raised.code or 0
+    elif raised is not None:
+        traceback.print_exception(raised)
+        code = 1
+    if not isinstance(code, int):
+        sys.stderr.write(f"{code}\n")
+        code = 1
+    logs.end()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody is left to tell
+            stream.flush()
+    os._exit(code & 0xFF)
 
 
 def _failure(error: BaseException) -> Ending:

@@ -32,7 +32,7 @@ from jobsvc.core.attempts import (
     Stopped,
     clean_error,
 )
-from worker.child import wire
+from worker.child import guard, wire
 from worker.pool.base import Listener, Pool, Run, logger, timed_out
 from worker.registry import HandlersError
 
@@ -59,7 +59,8 @@ _SECRETS: Final = ("JOBSVC_DATABASE_URL", "JOBSVC_BROKER_URL", "JOBSVC_TOKENS")
 
 
 class _Child:
-    """One child process and its two sockets. Used by the I/O thread, or with the pool's lock."""
+    """One child process, its guard, and its two sockets. Used by the I/O thread, or with the pool's
+    lock."""
 
     def __init__(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
         self.frames, theirs = socket.socketpair()
@@ -177,14 +178,16 @@ class _Child:
         self.frames.shutdown(socket.SHUT_WR)
 
     def kill(self) -> None:
-        """Kill the process and everything its handlers have started."""
+        """Have its guard kill the process and everything its handlers have started."""
         if not self.killed:
             self.killed = True
             self.victim = next(iter(self.runs), None)
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return  # all of them are gone
+            self.deadline = time.monotonic() + _END_SECONDS_MAX
+        os.kill(self.process.pid, guard.END)
+
+    def kill_guard(self) -> None:
+        """Kill the guard itself, which a handler may have stopped; the kernel kills the child."""
+        os.kill(self.process.pid, signal.SIGKILL)
 
     def has_exited(self) -> bool:
         """Whether it is dead but not yet waited for, so that its number is still its own."""
@@ -193,7 +196,11 @@ class _Child:
 
     def bury(self) -> str:
         """Wait for the dead process, close the sockets, and say what it died of."""
-        code = self.process.wait()
+        try:
+            code = self.process.wait(_END_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            self.kill_guard()
+            code = self.process.wait()
         self._close_sockets()
         return vital.died_of(code)
 
@@ -414,6 +421,8 @@ class ProcessPool(Pool):
         """See what the sockets do not tell: a death hidden by a fork that holds them, a hang."""
         if child.has_exited():
             self._bury(child)
+        elif child.killed and now >= child.deadline:
+            child.kill_guard()
         elif (not child.ready or child.dismissed) and now >= child.deadline and not child.killed:
             if not child.ready:
                 child.broken = f"not loaded within {_START_SECONDS_MAX:g} s"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -117,6 +119,64 @@ def fork_and_exit(payload: Payload) -> None:
         pids.append(pid)
     Path(payload["pids"]).write_text(" ".join(map(str, pids)))
     os._exit(1)
+
+
+@job("t.fork")
+def fork(payload: Payload, ctx: JobContext) -> Payload:
+    """Forks, and waits for the fork, which does what would end the job, or speak for it."""
+    does = payload["does"]
+    pid = os.fork()
+    if pid == 0:
+        if does == "exit":
+            sys.exit(0)
+        if does == "raise":
+            raise RuntimeError("in the fork")
+        if does == "tell":
+            ctx.output("from the fork")
+        return {"by": "the fork"}
+    _, status = os.waitpid(pid, 0)
+    return {"by": "the handler", "code": os.waitstatus_to_exitcode(status)}
+
+
+@job("t.multiprocessing")
+def use_multiprocessing(payload: Payload) -> list[int]:
+    context = multiprocessing.get_context("fork")
+    sleeper = context.Process(target=time.sleep, args=(600,))
+    sleeper.start()
+    with context.Pool(2) as pool:
+        answer = pool.map(abs, [-1, -2])
+    sleeper.terminate()
+    sleeper.join()
+    return answer
+
+
+@job("t.preexec")
+def use_preexec(payload: Payload) -> str:
+    command = [sys.executable, "-c", "print('fine')"]
+    return subprocess.check_output(command, text=True, preexec_fn=os.setsid)
+
+
+@job("t.start_daemon")
+def start_daemon(payload: Payload) -> None:
+    """Starts what leaves its parent, session and environment behind."""
+    program = (
+        "import os, pathlib, sys, time\n"
+        "if os.fork(): sys.exit()\n"
+        "os.setsid()\n"
+        "pathlib.Path(sys.argv[1] + '.new').write_text(str(os.getpid()))\n"
+        "os.rename(sys.argv[1] + '.new', sys.argv[1])\n"
+        "time.sleep(600)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, payload["pid"]], env={}, check=True)
+    wait_for(payload["pid"])
+    if payload.get("stay"):
+        time.sleep(600)
+
+
+@job("t.stop_guard")
+def stop_guard(payload: Payload) -> None:
+    os.kill(os.getppid(), signal.SIGSTOP)
+    time.sleep(600)
 
 
 @job("t.close_everything")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from google.protobuf.struct_pb2 import Value
 
 from jobsvc.core.attempts import AttemptFailed, Claimed, Ending, Interrupted, Stopped, Succeeded
 from tests.harness.wait import until
+from worker.child.values import encode_result
 from worker.pool import HandlersError, ProcessPool
 from worker.pool import process as process_module
 from worker.pool.base import Run
@@ -180,11 +180,70 @@ def test_a_death_takes_along_what_the_handler_started(
     assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded)
 
 
+def below(child: process_module._Child) -> psutil.Process:
+    """The process that runs handlers, below its guard."""
+    (process,) = psutil.Process(child.process.pid).children()
+    return process
+
+
 def is_alive(pid: int) -> bool:
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.parametrize(("does", "code"), [("exit", 0), ("raise", 1), ("return", 0), ("tell", 1)])
+def test_a_fork_does_not_speak_for_the_job(
+    make: MakePool, recorder: Recorder, does: str, code: int
+) -> None:
+    pool = make()
+    warm_up(pool, recorder)
+    task = make_task("t.fork", {"does": does})
+    others = [make_task("t.echo") for _ in range(20)]
+    for each in (task, *others):
+        pool.submit([each])
+    assert result(recorder.wait_ending(task)) == {"by": "the handler", "code": code}
+    assert task.key not in recorder.reports
+    for other in others:
+        assert isinstance(recorder.wait_ending(other), Succeeded)
+
+
+@pytest.mark.parametrize(
+    ("job_type", "expected"), [("t.multiprocessing", [1, 2]), ("t.preexec", "fine\n")]
+)
+def test_libraries_may_fork(
+    make: MakePool, recorder: Recorder, job_type: str, expected: object
+) -> None:
+    pool = make()
+    for _ in range(3):
+        assert run(pool, recorder, make_task(job_type)) == Succeeded(encode_result(expected))
+
+
+def test_a_guard_that_a_handler_has_stopped_holds_nothing_up(
+    make: MakePool, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make()
+    monkeypatch.setattr(process_module, "_END_SECONDS_MAX", 0.1)
+    ending = run(pool, recorder, make_task("t.stop_guard", timeout=0.2))
+    assert isinstance(ending, AttemptFailed)
+    assert ending.error.type == "TIMEOUT"
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancel"])
+def test_a_kill_takes_along_what_has_left_the_session(
+    make: MakePool, recorder: Recorder, tmp_path: Path, how: str
+) -> None:
+    pool = make()
+    pid = tmp_path / "pid"
+    timeout = 1.0 if how == "timeout" else 60.0
+    task = make_task("t.start_daemon", {"pid": str(pid), "stay": True}, timeout=timeout)
+    pool.submit([task])
+    wait_until(pid.exists)
+    if how == "cancel":
+        pool.cancel(task.key)
+    recorder.wait_ending(task)
+    assert not is_alive(int(pid.read_text()))  # before the next attempt can begin
 
 
 def test_a_death_from_outside(make: MakePool, recorder: Recorder, tmp_path: Path) -> None:
@@ -434,7 +493,8 @@ def test_a_child_that_cannot_start_is_tried_again(
     assert isinstance(recorder.wait_ending(task), Succeeded)
 
 
-def test_the_children_die_with_their_parent(tmp_path: Path) -> None:
+def test_the_children_and_what_they_have_started_die_with_their_parent(tmp_path: Path) -> None:
+    daemon = tmp_path / "pid"
     script = f"""
 import sys, time
 sys.path.insert(0, {ROOT!r})
@@ -443,15 +503,16 @@ from worker.pool import ProcessPool
 pool = ProcessPool(2, [{HANDLERS!r}], Recorder(), {{"PYTHONPATH": {ROOT!r}}})
 pool.start()
 pool.submit([make_task("t.hold_gil")])
-pool.submit([make_task("t.wait", {waiter(tmp_path)!r})])
+pool.submit([make_task("t.start_daemon", {{"pid": {str(daemon)!r}, "stay": True}})])
 time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", script]) as parent:
-        wait_until((tmp_path / "started").exists)
-        children = psutil.Process(parent.pid).children(recursive=True)
-        assert len(children) == 2
+        wait_until(daemon.exists)
+        pids = {child.pid for child in psutil.Process(parent.pid).children(recursive=True)}
+        pids.add(int(daemon.read_text()))
         parent.kill()
-    wait_until(lambda: not any(is_alive(child.pid) for child in children))
+    assert len(pids) >= 5  # each child has its guard
+    wait_until(lambda: not any(map(is_alive, pids)))
 
 
 def test_a_task_that_the_child_passes_over_is_taken_back_too(
@@ -464,8 +525,8 @@ def test_a_task_that_the_child_passes_over_is_taken_back_too(
     second = Run(make_task("t.wait", waiter(tmp_path)), 0.0)
     with pool._lock:
         (child,) = pool._children
-        child.process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, child.process.pid, os.WSTOPPED)
+        below(child).suspend()
+        until(lambda: below(child).status() == psutil.STATUS_STOPPED, 20, "the child stands still")
         for number, run in ((101, first), (102, second)):
             pool._owners[run.task.key] = child, number
             child.send_tasks({number: run})
@@ -489,7 +550,7 @@ class Overtaken:
 
     def recv(self, size: int, flags: int) -> bytes:
         ticket = self._end.recv(size, flags)
-        self._child.process.send_signal(signal.SIGCONT)
+        below(self._child).resume()
         until(self._started.exists, 20, "the child runs the second")
         return ticket
 
