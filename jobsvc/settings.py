@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,6 +22,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import (
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     ValidationError,
@@ -33,6 +35,8 @@ from jobsvc.tokens import parse_tokens, read_tokens
 
 PREFIX = "JOBSVC_"
 METRICS_LISTEN = "127.0.0.1:9464"
+CHILD_AGE_SECONDS_MIN = 10.0
+CHILD_MEMORY_LIMIT_MIN = 64 * 1024 * 1024
 PATHS = frozenset(
     {
         *("tls_cert", "tls_key", "tls_client_ca", "broker_ca", "tokens_file"),
@@ -135,6 +139,10 @@ class Settings(_Model):
     queues: Names = ("default",)
     concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1000)
     isolation: Literal["process", "thread"] = "process"
+    child_jobs: int = Field(default=10_000, ge=1, le=1_000_000_000)
+    child_age: Annotated[float, BeforeValidator(_span), Field(ge=0)] = 0.0
+    child_memory: Annotated[ByteSize, Field(ge=0)] = ByteSize(0)
+    child_memory_limit: Annotated[ByteSize, Field(ge=0)] = ByteSize(0)
     relay_interval: Interval = 1.0
     promote_interval: Interval = 0.5
     reap_interval: Interval = 5.0
@@ -265,6 +273,30 @@ class Settings(_Model):
     @classmethod
     def _check_queues(cls, queues: tuple[str, ...]) -> tuple[str, ...]:
         return _check_names(queues, _QUEUE, "queue")
+
+    @field_validator("child_age")
+    @classmethod
+    def _check_child_age(cls, seconds: float) -> float:
+        if 0 < seconds < CHILD_AGE_SECONDS_MIN:
+            raise ValueError(
+                f"less than {CHILD_AGE_SECONDS_MIN:g}s: they would do nothing but start"
+            )
+        return seconds
+
+    @field_validator("child_memory")
+    @classmethod
+    def _check_child_memory(cls, size: ByteSize, info: ValidationInfo) -> ByteSize:
+        """Where it is not set, so much that all children have half of the memory that there is."""
+        return size or ByteSize(_memory_bytes() // 2 // info.data.get("concurrency", 1))
+
+    @field_validator("child_memory_limit")
+    @classmethod
+    def _check_child_memory_limit(cls, size: ByteSize) -> ByteSize:
+        if 0 < size < CHILD_MEMORY_LIMIT_MIN:
+            raise ValueError(
+                f"less than {CHILD_MEMORY_LIMIT_MIN >> 20}MiB, which a child needs for itself"
+            )
+        return size
 
     @field_validator("heartbeat")
     @classmethod
@@ -417,6 +449,15 @@ def _check_names(names: tuple[str, ...], pattern: re.Pattern[str], what: str) ->
     return names
 
 
+def _memory_bytes() -> int:
+    """The memory that this machine has, or that its container may use."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # no such file here; "max" where nothing is set
+            sizes.append(int(Path("/sys/fs/cgroup", name).read_text()))
+    return min(sizes)
+
+
 def _shown(name: str, value: object) -> str:
     if name in SECRETS:
         return "***" if value else ""
@@ -424,6 +465,8 @@ def _shown(name: str, value: object) -> str:
         return mask_url(str(value))
     if isinstance(value, tuple):
         return ",".join(value)
+    if isinstance(value, ByteSize):
+        return f"{value / (1 << 20):g}MiB"
     if isinstance(value, float):
         return f"{value:g}s"
     if isinstance(value, bool):

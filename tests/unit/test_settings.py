@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -238,6 +239,29 @@ def test_a_file_holds_the_value(tmp_path: Path) -> None:
 
 def test_metrics_may_be_off() -> None:
     assert load({"JOBSVC_METRICS_LISTEN": ""}).metrics_listen == ""
+
+
+def test_when_a_child_is_replaced() -> None:
+    found = load({"JOBSVC_CONCURRENCY": "2"})
+    assert (found.child_jobs, found.child_age, found.child_memory_limit) == (10_000, 0, 0)
+    assert 0 < found.child_memory <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    environ = {
+        "JOBSVC_CHILD_JOBS": "50",
+        "JOBSVC_CHILD_AGE": "6h",
+        "JOBSVC_CHILD_MEMORY": "512MiB",
+        "JOBSVC_CHILD_MEMORY_LIMIT": "1GiB",
+    }
+    found = load(environ)
+    assert (found.child_jobs, found.child_age) == (50, 21_600)
+    assert (found.child_memory, found.child_memory_limit) == (512 << 20, 1 << 30)
+    shown = {row.variable: row.value for row in describe(environ)}
+    assert shown["JOBSVC_CHILD_MEMORY"] == "512MiB"
+    environ = dict.fromkeys(environ, "1")
+    environ["JOBSVC_CHILD_AGE"] = "1s"
+    assert [problem.split(":")[0] for problem in problems(environ)] == [
+        "JOBSVC_CHILD_AGE",
+        "JOBSVC_CHILD_MEMORY_LIMIT",
+    ]
 
 
 def test_a_lease_outlives_a_lost_heartbeat() -> None:

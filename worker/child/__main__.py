@@ -1,4 +1,5 @@
-"""A child process: `python -m worker.child FRAMES_FD TICKETS_FD PARENT_PID MODULES`.
+"""A child process: `python -m worker.child FRAMES_FD TICKETS_FD PARENT_PID MODULES MEMORY LIMIT`,
+the last two in bytes: with more it is to be replaced between two jobs, and it cannot have more.
 
 Imports the handlers, says which job types they have, and runs one task at a time on its main
 thread. A second thread reads frames meanwhile, so that a cancellation is felt and a waiting
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import resource
 import select
 import signal
 import socket
@@ -22,6 +24,7 @@ from typing import Final, NoReturn
 from jobsvc.core.attempts import Claimed, Report
 from worker import registry
 from worker.child import execution, guard, logs, wire
+from worker.child.order import Order
 
 _TICK_SECONDS: Final = 0.1
 _END_SECONDS_MAX: Final = 2.0
@@ -67,12 +70,18 @@ class Child:
         except OSError:
             _end()
 
-    def serve(self) -> None:
-        """Run tasks until there are no more."""
+    def serve(self, memory_bytes_max: int) -> None:
+        """Run tasks until there are no more, or one has left what the next would feel."""
         threading.Thread(target=self._read, name="frames", daemon=True).start()
+        order = Order(memory_bytes_max)
         while ticket := self._tickets.recv(wire.TICKET.size):
             (number,) = wire.TICKET.unpack(ticket)
-            self._run(number, self._take(number))
+            ending = self._run(number, self._take(number))
+            why = order.restore()  # before the ending: what a job has left hits itself, not others
+            if why:
+                self.send(wire.retired_frame(number, why) + ending)
+                return
+            self.send(ending)
 
     def _take(self, number: int) -> Claimed:
         """The task of a ticket; those before it were taken back, and are passed over."""
@@ -81,7 +90,9 @@ class Child:
             if received == number:
                 return task
 
-    def _run(self, number: int, task: Claimed) -> None:
+    def _run(self, number: int, task: Claimed) -> bytes:
+        """The frame that ends the task."""
+
         def report(report: Report) -> None:
             self.send(wire.report_frame(number, report))
 
@@ -96,7 +107,7 @@ class Child:
         with self._state_lock:
             self._running = None
             self._finished = number
-        self.send(wire.ending_frame(number, ending, seconds))
+        return wire.ending_frame(number, ending, seconds)
 
     def _read(self) -> None:
         reader = wire.FrameReader()
@@ -110,6 +121,9 @@ class Child:
                 data = self._frames.recv(_RECEIVE_BYTES)
             except OSError:
                 data = b""
+            except MemoryError:  # a handler has taken all that there is
+                time.sleep(_TICK_SECONDS)
+                continue
             if not data:
                 # The main thread sees the end of the tickets and leaves by itself, unless a
                 # handler keeps it.
@@ -155,6 +169,10 @@ def main(arguments: list[str]) -> int:
     faulthandler.enable()
     for fd in (frames_fd, tickets_fd):
         os.set_inheritable(fd, False)
+    memory_bytes_max, limit_bytes = map(int, arguments[4:6])
+    if limit_bytes:
+        # Not RLIMIT_AS: what is only reserved, or mapped from files, would count there.
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
     child = Child(socket.socket(fileno=frames_fd), socket.socket(fileno=tickets_fd))
     logs.start_in_process()
     try:
@@ -163,7 +181,7 @@ def main(arguments: list[str]) -> int:
         child.send(wire.broken_frame(str(error)))
         return 1
     child.send(wire.ready_frame(job_types))
-    child.serve()
+    child.serve(memory_bytes_max)
     return 0
 
 

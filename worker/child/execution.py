@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import json
 import os
+import resource
 import sys
 import time
 import traceback
@@ -89,7 +91,7 @@ def run(task: Claimed, context: AttemptContext) -> Ending:
     pid = os.getpid()
     logs.begin(task)
     try:
-        ending = _run(task, context)
+        ending = contextvars.copy_context().run(_run, task, context)
     except BaseException as error:  # noqa: BLE001 - SystemExit and the like are failures
         if os.getpid() != pid:
             _end_fork(error)
@@ -172,6 +174,8 @@ def _end_fork(raised: BaseException | None) -> NoReturn:
 
 
 def _failure(error: BaseException) -> Ending:
+    if isinstance(error, MemoryError):
+        traceback.clear_frames(error.__traceback__)  # what took it all, so that there is room again
     if isinstance(error, Snooze):
         return Snoozed(error.after_seconds)
     if isinstance(error, JobCancelled):
@@ -190,7 +194,12 @@ def _failure(error: BaseException) -> Ending:
 
 def _message(error: BaseException) -> str:
     try:
-        return str(error)
+        text = str(error)
+        limit_bytes, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        if isinstance(error, MemoryError) and limit_bytes != resource.RLIM_INFINITY:
+            limit = f"the process may have {limit_bytes >> 20} MiB"
+            text = f"{text or 'out of memory'}; {limit} (JOBSVC_CHILD_MEMORY_LIMIT)"
+        return text
     except BaseException as unprintable:  # noqa: BLE001 - the exception's own code
         return f"(its text could not be made: {type(unprintable).__name__})"
 

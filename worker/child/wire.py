@@ -37,6 +37,7 @@ CANCEL: Final = b"c"
 # From a child; all but READY and BROKEN are about a task.
 READY: Final = b"R"
 BROKEN: Final = b"B"
+RETIRED: Final = b"r"
 PROGRESS: Final = b"p"
 LOG: Final = b"l"
 TEXT: Final = b"o"
@@ -47,7 +48,7 @@ SNOOZED: Final = b"z"
 STOPPED: Final = b"x"
 ENDINGS: Final = frozenset((SUCCEEDED, FAILED, SNOOZED, STOPPED))
 
-_KINDS = frozenset((TASK, CANCEL, READY, BROKEN, PROGRESS, LOG, TEXT, DATA, *ENDINGS))
+_KINDS = frozenset((TASK, CANCEL, READY, BROKEN, RETIRED, PROGRESS, LOG, TEXT, DATA, *ENDINGS))
 _PREFIX = struct.Struct("!cQfII")
 _HEAD_BYTES_MAX: Final = 16 * 1024 * 1024  # what the schemas of many job types may take
 _BODY_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -162,6 +163,11 @@ def read_ready(frame: Frame) -> list[JobTypeInfo]:
 def broken_frame(message: str) -> bytes:
     """A child's first and last word: its handlers cannot be loaded."""
     return _frame(BROKEN, head=message.encode(errors="replace"))
+
+
+def retired_frame(number: int, why: str) -> bytes:
+    """Comes with the ending of a task, the child's last: it takes no more, and ends by itself."""
+    return _frame(RETIRED, number, why.encode(errors="replace"))
 
 
 def report_frame(number: int, report: Report) -> bytes:

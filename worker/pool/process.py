@@ -11,14 +11,10 @@ from __future__ import annotations
 
 import os
 import selectors
-import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Final
 
 from jobsvc import vital
@@ -32,12 +28,12 @@ from jobsvc.core.attempts import (
     Stopped,
     clean_error,
 )
-from worker.child import guard, wire
+from worker.child import wire
 from worker.pool.base import Listener, Pool, Run, logger, timed_out
+from worker.pool.child import START_SECONDS_MAX, Child, ChildLimits
 from worker.registry import HandlersError
 
 CANCEL_GRACE_SECONDS: Final = 1.0
-TASKS_PER_CHILD_MAX: Final = 10_000
 
 # Tasks are sent ahead to a child as long as all it has should take no longer than this, and taken
 # back when the first of them does.
@@ -47,166 +43,19 @@ _TASKS_AT_CHILD_MAX: Final = 32
 # each ending costs more than all else about it.
 _GATHER_SECONDS: Final = 0.003
 
-_START_SECONDS_MAX: Final = 60.0
-_END_SECONDS_MAX: Final = 3.0
 _START_BACKOFF_SECONDS: Final = 0.1
 _START_BACKOFF_SECONDS_MAX: Final = 10.0
 _CHECK_SECONDS: Final = 0.5
-_RECEIVE_BYTES: Final = 256 * 1024
+_WAKE_BYTES: Final = 4096
 
 # What only the service itself may know.
 _SECRETS: Final = ("JOBSVC_DATABASE_URL", "JOBSVC_BROKER_URL", "JOBSVC_TOKENS")
 
 
-class _Child:
-    """One child process, its guard, and its two sockets. Used by the I/O thread, or with the pool's
-    lock."""
-
-    def __init__(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.frames, theirs = socket.socketpair()
-        # Both ends of the tickets stay open here: the parent takes back through the child's.
-        self._tickets, self._tickets_theirs = socket.socketpair()
-        fds = (theirs.fileno(), self._tickets_theirs.fileno())
-        try:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",  # the working directory comes last, not before what is installed
-                    "-m",
-                    "worker.child",
-                    *map(str, fds),
-                    str(os.getpid()),
-                    ",".join(modules),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what handlers print is no one's data
-                pass_fds=fds,
-                env=environment,
-                start_new_session=True,
-            )
-        except BaseException:
-            self._close_sockets()
-            raise
-        finally:
-            theirs.close()
-        self.frames.setblocking(False)
-        self._reader = wire.FrameReader()
-        self.unsent = bytearray()
-        self.ready = self.killed = self.dismissed = self.ended = False
-        self.broken = ""
-        self.tasks_sent = 0
-        # In the order in which they run; the first is running.
-        self.runs: dict[int, Run] = {}
-        self.victim: int | None = None  # which of them was running when it was killed
-        self.deadline = time.monotonic() + _START_SECONDS_MAX
-
-    @property
-    def worn(self) -> bool:
-        return self.tasks_sent >= TASKS_PER_CHILD_MAX
-
-    @property
-    def usable(self) -> bool:
-        """Whether it takes tasks."""
-        return self.ready and not self.killed and not self.dismissed
-
-    @property
-    def head(self) -> tuple[int, Run] | None:
-        return next(iter(self.runs.items()), None)
-
-    def send(self, data: bytes) -> None:
-        """Send what the socket takes and keep the rest; a dead child's is dropped."""
-        sent = 0
-        if not self.unsent:
-            try:
-                sent = self.frames.send(data)
-            except BlockingIOError:
-                pass
-            except OSError:
-                return  # its end is seen by reading
-        self.unsent += data[sent:]
-
-    def flush(self) -> None:
-        """Send more of what was kept."""
-        try:
-            del self.unsent[: self.frames.send(self.unsent)]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.unsent.clear()
-
-    def send_tasks(self, runs: Mapping[int, Run]) -> None:
-        """Send tasks, by their numbers, and their tickets."""
-        self.runs.update(runs)
-        self.tasks_sent += len(runs)
-        self.send(b"".join(wire.task_frame(number, run.task) for number, run in runs.items()))
-        self._send_tickets(runs)
-
-    def _send_tickets(self, numbers: Iterable[int]) -> None:
-        # Never full, and never broken: the other end is open here too.
-        self._tickets.send(b"".join(map(wire.TICKET.pack, numbers)))
-
-    def take_back(self, *, head_too: bool) -> list[Run]:
-        """The runs that have not started and now never will, in order; they are no longer ours.
-
-        The first one counts as started, and is left alone unless `head_too`, or the child took a
-        later ticket while we held the first: it has passed that task over then.
-        """
-        numbers: list[int] = []
-        with suppress(BlockingIOError):
-            while ticket := self._tickets_theirs.recv(wire.TICKET.size, socket.MSG_DONTWAIT):
-                numbers += wire.TICKET.unpack(ticket)
-        if numbers and not head_too and numbers == list(self.runs):
-            self._send_tickets([numbers.pop(0)])
-        return [self.runs.pop(number) for number in numbers]
-
-    def receive(self) -> list[wire.Frame] | None:
-        """Frames that have come, None if nothing has; sets `ended`. Raises ProtocolError."""
-        try:
-            data = self.frames.recv(_RECEIVE_BYTES)
-        except BlockingIOError:
-            return None
-        except OSError:
-            data = b""
-        self.ended = not data
-        return self._reader.feed(data)
-
-    def dismiss(self) -> None:
-        """Let an idle child end by itself, for a while."""
-        self.dismissed = True
-        self.deadline = time.monotonic() + _END_SECONDS_MAX
-        self._tickets.shutdown(socket.SHUT_WR)
-        self.frames.shutdown(socket.SHUT_WR)
-
-    def kill(self) -> None:
-        """Have its guard kill the process and everything its handlers have started."""
-        if not self.killed:
-            self.killed = True
-            self.victim = next(iter(self.runs), None)
-            self.deadline = time.monotonic() + _END_SECONDS_MAX
-        os.kill(self.process.pid, guard.END)
-
-    def kill_guard(self) -> None:
-        """Kill the guard itself, which a handler may have stopped; the kernel kills the child."""
-        os.kill(self.process.pid, signal.SIGKILL)
-
-    def has_exited(self) -> bool:
-        """Whether it is dead but not yet waited for, so that its number is still its own."""
-        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return os.waitid(os.P_PID, self.process.pid, options) is not None
-
-    def bury(self) -> str:
-        """Wait for the dead process, close the sockets, and say what it died of."""
-        try:
-            code = self.process.wait(_END_SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            self.kill_guard()
-            code = self.process.wait()
-        self._close_sockets()
-        return vital.died_of(code)
-
-    def _close_sockets(self) -> None:
-        for end in (self.frames, self._tickets, self._tickets_theirs):
-            end.close()
+def _precedence(child: Child) -> tuple[int, int]:
+    """Whose turn it is among those that take tasks: what a worn one still runs has its slot."""
+    rank = 1 if not child.worn else 0 if child.runs else 2
+    return rank, len(child.runs)
 
 
 class ProcessPool(Pool):
@@ -218,10 +67,12 @@ class ProcessPool(Pool):
         handler_modules: Sequence[str],
         listener: Listener,
         environment: Mapping[str, str] | None = None,
+        limits: ChildLimits | None = None,
         *,
         cancel_grace_seconds: float = CANCEL_GRACE_SECONDS,
     ) -> None:
         super().__init__(size, listener)
+        self._limits = limits or ChildLimits()
         self._modules = handler_modules
         self._environment = {
             name: value
@@ -234,8 +85,8 @@ class ProcessPool(Pool):
         self._selector = selectors.DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
         self._asleep = False
-        self._children: list[_Child] = []
-        self._owners: dict[AttemptKey, tuple[_Child, int]] = {}  # of what was sent, by key
+        self._children: list[Child] = []
+        self._owners: dict[AttemptKey, tuple[Child, int]] = {}  # of what was sent, by key
         self._requests: list[tuple[AttemptKey, Ending]] = []
         self._last_number = 0
         self._start_failures = 0
@@ -330,7 +181,7 @@ class ProcessPool(Pool):
             self._asleep = False
             for key, mask in events:
                 if key.data is None:
-                    self._wake_out.recv(_RECEIVE_BYTES)
+                    self._wake_out.recv(_WAKE_BYTES)
                 elif key.data in self._children:
                     self._serve(key.data, mask)
         return True
@@ -417,7 +268,7 @@ class ProcessPool(Pool):
                 run.kill_at = now + self._cancel_grace_seconds
                 self._send(child, wire.cancel_frame(number))
 
-    def _check(self, child: _Child, now: float) -> None:
+    def _check(self, child: Child, now: float) -> None:
         """See what the sockets do not tell: a death hidden by a fork that holds them, a hang."""
         if child.has_exited():
             self._bury(child)
@@ -425,10 +276,10 @@ class ProcessPool(Pool):
             child.kill_guard()
         elif (not child.ready or child.dismissed) and now >= child.deadline and not child.killed:
             if not child.ready:
-                child.broken = f"not loaded within {_START_SECONDS_MAX:g} s"
+                child.broken = f"not loaded within {START_SECONDS_MAX:g} s"
             child.kill()
 
-    def _tend_head(self, child: _Child, now: float) -> None:
+    def _tend_head(self, child: Child, now: float) -> None:
         if child.killed or child.head is None:
             return
         _, run = child.head
@@ -446,7 +297,7 @@ class ProcessPool(Pool):
         elif len(child.runs) > 1 and elapsed >= _AHEAD_SECONDS_MAX:
             self._recall(child)
 
-    def _recall(self, child: _Child, *, head_too: bool = False) -> None:
+    def _recall(self, child: Child, *, head_too: bool = False) -> None:
         """Put what the child has not started back to the front of the queue."""
         for run in reversed(child.take_back(head_too=head_too)):
             del self._owners[run.task.key]
@@ -454,7 +305,7 @@ class ProcessPool(Pool):
             self._waiting[run.task.key] = run
             self._waiting.move_to_end(run.task.key, last=False)
 
-    def _kill(self, child: _Child) -> None:
+    def _kill(self, child: Child) -> None:
         self._recall(child, head_too=True)
         child.kill()
 
@@ -472,7 +323,7 @@ class ProcessPool(Pool):
 
     def _spawn(self, now: float) -> None:
         try:
-            child = _Child(self._modules, self._environment)
+            child = Child(self._modules, self._environment, self._limits)
         except OSError as error:  # no processes or descriptors left
             self._start_failed(f"no child process can be started: {error}", now)
             return
@@ -498,10 +349,13 @@ class ProcessPool(Pool):
             return
         usable = [child for child in self._children if child.usable]
         # A worn child works on while its successor starts, but never beside it.
-        usable.sort(key=lambda child: (child.worn, len(child.runs)))
+        fresh = sum(not child.worn for child in usable)
+        usable.sort(key=_precedence)
         usable = usable[: self.size]
         loads = [len(child.runs) for child in usable]
-        limits = [self._takes(child, now) for child in usable]
+        limits = [
+            0 if child.worn and fresh >= self.size else self._takes(child, now) for child in usable
+        ]
         given: list[dict[int, Run]] = [{} for _ in usable]
         while self._waiting and usable:
             place = loads.index(min(loads))
@@ -518,7 +372,7 @@ class ProcessPool(Pool):
                 self._watch_writes(child)
                 self._tend_head(child, now)
 
-    def _takes(self, child: _Child, now: float) -> int:
+    def _takes(self, child: Child, now: float) -> int:
         """How many tasks it is to have, those that it has included: one, or as many more as will
         have run within a moment. Nothing more while it has more than half of that: they come
         together then."""
@@ -550,7 +404,7 @@ class ProcessPool(Pool):
 
     # What comes from the children.
 
-    def _serve(self, child: _Child, mask: int) -> None:
+    def _serve(self, child: Child, mask: int) -> None:
         if mask & selectors.EVENT_WRITE:
             child.flush()
             self._watch_writes(child)
@@ -559,7 +413,7 @@ class ProcessPool(Pool):
         if child.ended:
             self._bury(child)
 
-    def _read(self, child: _Child) -> bool:
+    def _read(self, child: Child) -> bool:
         """Read once; false if nothing was there."""
         try:
             frames = child.receive()
@@ -571,36 +425,43 @@ class ProcessPool(Pool):
             return False
         return frames is not None
 
-    def _handle(self, child: _Child, frame: wire.Frame) -> None:
+    def _handle(self, child: Child, frame: wire.Frame) -> None:
         if frame.kind in wire.ENDINGS:
             ending = wire.read_ending(frame)
             run = child.runs.pop(frame.number)
             del self._owners[run.task.key]
             self._count_run(frame.seconds)
             self._news.endings.append((run.task, ending))
+            if child.dismissed:
+                self._recall(child, head_too=True)
             self._tend_head(child, time.monotonic())
         elif frame.kind == wire.READY:
-            child.ready = True
+            child.begin()
             self._start_failures = 0
             self._broken = ""
             if not self._started.done():
                 self._started.set_result(wire.read_ready(frame))
+        elif frame.kind == wire.RETIRED:
+            child.retire()
+            job_type = child.runs[frame.number].task.job_type
+            why = frame.head.decode(errors="replace")
+            logger.warning("a child process is replaced: after a job of %s it %s", job_type, why)
         elif frame.kind == wire.BROKEN:
             child.broken = frame.head.decode(errors="replace")
         else:
             task = child.runs[frame.number].task
             self._news.reports.append((task, wire.read_report(frame)))
 
-    def _send(self, child: _Child, data: bytes) -> None:
+    def _send(self, child: Child, data: bytes) -> None:
         child.send(data)
         self._watch_writes(child)
 
-    def _watch_writes(self, child: _Child) -> None:
+    def _watch_writes(self, child: Child) -> None:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.unsent else 0)
         if self._selector.get_key(child.frames).events != events:
             self._selector.modify(child.frames, events, child)
 
-    def _bury(self, child: _Child) -> None:
+    def _bury(self, child: Child) -> None:
         """Settle what a child leaves that is dead, or of no use any more."""
         while not child.ended and self._read(child):
             pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import socket
@@ -18,7 +19,7 @@ from jobsvc.settings import Settings
 from jobsvc.store import queues, registry
 from jobsvc.store.database import Database
 from worker.child import logs
-from worker.pool import make_pool
+from worker.pool import ChildLimits, make_pool
 from worker.runtime.attempts import Attempts
 from worker.runtime.claiming import Claiming
 from worker.runtime.consumer import Consumer
@@ -88,6 +89,12 @@ class Worker:
             settings.handlers,
             self._recording,
             {**(environment or {}), logs.VARIABLE: f"{settings.log_format}:{settings.log_level}"},
+            ChildLimits(
+                jobs=settings.child_jobs,
+                age_seconds=settings.child_age or math.inf,
+                memory_bytes=settings.child_memory,
+                memory_limit_bytes=settings.child_memory_limit,
+            ),
         )
         prefetch = None
         if not alone:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import decimal
+import io
+import locale
 import multiprocessing
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +178,73 @@ def start_daemon(payload: Payload) -> None:
     wait_for(payload["pid"])
     if payload.get("stay"):
         time.sleep(600)
+
+
+kept: list[bytearray] = []
+
+
+def set_time_zone() -> None:
+    os.environ["TZ"] = "Asia/Tokyo"
+    time.tzset()
+
+
+LEAVE: dict[str, Callable[[], object]] = {
+    "alarm": lambda: signal.setitimer(signal.ITIMER_REAL, 0.05),
+    "handler": lambda: signal.signal(signal.SIGUSR2, lambda *_: None),
+    "mask": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2]),
+    "umask": lambda: os.umask(0o777),
+    "directory": lambda: os.chdir("/"),
+    "limit": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY)),
+    "locale": lambda: locale.setlocale(locale.LC_ALL, "C"),
+    "environment": set_time_zone,
+    "affinity": lambda: os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]),
+    "stdout": lambda: setattr(sys, "stdout", io.StringIO()),
+    "socket timeout": lambda: socket.setdefaulttimeout(0.001),
+    "context": lambda: setattr(decimal.getcontext(), "prec", 1),
+    "zombie": lambda: subprocess.Popen(["true"]),
+    "process": lambda: subprocess.Popen(["sleep", "600"], start_new_session=True),
+    "thread": lambda: threading.Thread(target=time.sleep, args=(600,), daemon=True).start(),
+    "memory": lambda: kept.append(bytearray(200_000_000)),
+}
+
+
+@job("t.leave")
+def leave_behind(payload: Payload) -> None:
+    """Leaves one thing behind that the next job would feel."""
+    LEAVE[payload["what"]]()
+
+
+@job("t.state")
+def state(payload: Payload) -> Payload:
+    """What a job can feel of those before it."""
+    time.sleep(0.1)
+    return {
+        "handlers": [str(signal.getsignal(number)).split(" at ")[0] for number in range(1, 32)],
+        "mask": sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))),
+        "umask": os.umask(os.umask(0)),
+        "directory": os.getcwd(),  # noqa: PTH109
+        "limits": [list(map(float, resource.getrlimit(number))) for number in range(16)],
+        "locale": locale.setlocale(locale.LC_ALL),
+        "environment": dict(os.environ),
+        "hour": time.localtime(0).tm_hour,
+        "affinity": sorted(os.sched_getaffinity(0)),
+        "stdout": isinstance(sys.stdout, io.StringIO),
+        "socket timeout": socket.getdefaulttimeout(),
+        "precision": decimal.getcontext().prec,
+        "threads": threading.active_count(),
+        "kept": len(kept),
+        "processes": [
+            int(pid)
+            for task in Path("/proc/self/task").iterdir()
+            for pid in (task / "children").read_text().split()
+        ],
+    }
+
+
+@job("t.take_memory")
+def take_memory(payload: Payload) -> int:
+    taken = bytearray(payload["bytes"])
+    return len(taken)
 
 
 @job("t.stop_guard")

@@ -20,8 +20,10 @@ from jobsvc.core.attempts import AttemptFailed, Claimed, Ending, Interrupted, St
 from tests.harness.wait import until
 from worker.child.values import encode_result
 from worker.pool import HandlersError, ProcessPool
+from worker.pool import child as child_module
 from worker.pool import process as process_module
 from worker.pool.base import Run
+from worker.pool.child import Child, ChildLimits
 
 from .recorder import Recorder, make_task
 
@@ -43,12 +45,15 @@ def recorder() -> Iterator[Recorder]:
 def make(recorder: Recorder) -> Iterator[MakePool]:
     pools: list[ProcessPool] = []
 
-    def make(size: int = 1, cancel_grace_seconds: float = 0.1) -> ProcessPool:
+    def make(
+        size: int = 1, cancel_grace_seconds: float = 0.1, limits: ChildLimits | None = None
+    ) -> ProcessPool:
         pool = ProcessPool(
             size,
             [HANDLERS],
             recorder,
             {"PYTHONPATH": ROOT},
+            limits,
             cancel_grace_seconds=cancel_grace_seconds,
         )
         pools.append(pool)
@@ -180,7 +185,7 @@ def test_a_death_takes_along_what_the_handler_started(
     assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded)
 
 
-def below(child: process_module._Child) -> psutil.Process:
+def below(child: Child) -> psutil.Process:
     """The process that runs handlers, below its guard."""
     (process,) = psutil.Process(child.process.pid).children()
     return process
@@ -224,7 +229,7 @@ def test_a_guard_that_a_handler_has_stopped_holds_nothing_up(
     make: MakePool, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make()
-    monkeypatch.setattr(process_module, "_END_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(child_module, "END_SECONDS_MAX", 0.1)
     ending = run(pool, recorder, make_task("t.stop_guard", timeout=0.2))
     assert isinstance(ending, AttemptFailed)
     assert ending.error.type == "TIMEOUT"
@@ -426,11 +431,70 @@ def test_an_end_in_the_moment_of_a_cancel_is_one_outcome(
     assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded)
 
 
-def test_a_worn_child_is_replaced_without_a_gap(
-    make: MakePool, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+def state(pool: ProcessPool, recorder: Recorder) -> dict[str, object]:
+    return result(run(pool, recorder, make_task("t.state")))
+
+
+def pid_of(pool: ProcessPool, recorder: Recorder) -> object:
+    return result(run(pool, recorder, make_task("t.process")))["pid"]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("alarm", "handler", "mask", "umask", "directory", "limit", "locale", "environment"),
+        *("affinity", "stdout", "socket timeout", "context", "zombie"),
+    ],
+)
+def test_what_a_job_leaves_is_put_back_in_order(
+    make: MakePool, recorder: Recorder, what: str
 ) -> None:
-    monkeypatch.setattr(process_module, "TASKS_PER_CHILD_MAX", 50)
     pool = make()
+    before, pid = state(pool, recorder), pid_of(pool, recorder)
+    assert isinstance(run(pool, recorder, make_task("t.leave", {"what": what})), Succeeded)
+    assert state(pool, recorder) == before
+    assert pid_of(pool, recorder) == pid
+
+
+@pytest.mark.parametrize("what", ["process", "thread", "memory"])
+def test_a_child_is_replaced_where_it_cannot_be_put_back_in_order(
+    make: MakePool, recorder: Recorder, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    pool = make(limits=ChildLimits(memory_bytes=200_000_000))
+    before, pid = state(pool, recorder), pid_of(pool, recorder)
+    task = make_task("t.leave", {"what": what})
+    others = [make_task("t.state") for _ in range(2)]
+    with pool._lock:  # so that they may be sent ahead
+        for each in (task, *others):
+            pool.submit([each])
+    assert isinstance(recorder.wait_ending(task), Succeeded)
+    for other in others:
+        assert result(recorder.wait_ending(other)) == before
+    assert pid_of(pool, recorder) != pid
+    assert recorder.started.count(others[0].key) == 1
+    assert "a child process is replaced: after a job of t.leave it " in caplog.text
+
+
+def test_more_memory_than_a_child_may_have_is_a_failure_that_says_so(
+    make: MakePool, recorder: Recorder
+) -> None:
+    pool = make(limits=ChildLimits(memory_limit_bytes=256 << 20))
+    pid = pid_of(pool, recorder)
+    ending = run(pool, recorder, make_task("t.take_memory", {"bytes": 300 << 20}))
+    assert isinstance(ending, AttemptFailed)
+    assert not ending.crashed
+    assert ending.error.type == "MemoryError"
+    assert "the process may have 256 MiB (JOBSVC_CHILD_MEMORY_LIMIT)" in ending.error.message
+    small = run(pool, recorder, make_task("t.take_memory", {"bytes": 100 << 20}))
+    assert isinstance(small, Succeeded)
+    assert pid_of(pool, recorder) == pid
+
+
+@pytest.mark.parametrize("limits", [ChildLimits(jobs=50), ChildLimits(age_seconds=0.2)])
+def test_a_worn_child_is_replaced_without_a_gap(
+    make: MakePool, recorder: Recorder, limits: ChildLimits
+) -> None:
+    pool = make(limits=limits)
     first = result(run(pool, recorder, make_task("t.process")))["pid"]
     seen = {first}
 
@@ -441,6 +505,22 @@ def test_a_worn_child_is_replaced_without_a_gap(
     wait_until(run_one)
     wait_until(lambda: len(psutil.Process().children()) <= 2)
     assert first not in {child.pid for child in psutil.Process().children()}
+
+
+def test_what_a_worn_child_still_runs_has_its_slot(
+    make: MakePool, recorder: Recorder, tmp_path: Path
+) -> None:
+    pool = make(limits=ChildLimits(jobs=1))
+    long, next_one = make_task("t.wait", waiter(tmp_path)), make_task("t.echo")
+    pool.submit([long])
+    pool.submit([next_one])
+    wait_until(lambda: sum(child.usable for child in pool._children) == 2)
+    pool._wake()
+    wait_until((tmp_path / "started").exists)
+    assert recorder.started == [long.key]
+    (tmp_path / "release").touch()
+    assert isinstance(recorder.wait_ending(next_one), Succeeded)
+    assert recorder.started == [long.key, next_one.key]
 
 
 def test_handlers_that_kill_their_process_at_import(recorder: Recorder) -> None:
@@ -543,7 +623,7 @@ def test_a_task_that_the_child_passes_over_is_taken_back_too(
 class Overtaken:
     """The tickets' end that the parent takes back from; the child wakes behind the first one."""
 
-    def __init__(self, child: process_module._Child, started: Path) -> None:
+    def __init__(self, child: Child, started: Path) -> None:
         self._child = child
         self._end = child._tickets_theirs
         self._started = started
