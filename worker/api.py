@@ -178,7 +178,8 @@ class JobContext:
     def cancelled(self) -> bool:
         """Whether the handler should stop: a second later its process is killed.
 
-        In thread isolation, where nothing can be killed, it is set on timeout too.
+        An `async def` handler has CancelledError raised in it at the same time. In thread
+        isolation, where nothing can be killed, it is set on timeout too.
         """
         return self._stop.is_set()
 

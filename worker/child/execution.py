@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -61,6 +62,15 @@ class AttemptContext(JobContext):
             content_type=task.input.content_type,
             trace_id=task.trace_id,
         )
+        self._stop_lock = threading.Lock()
+        self._on_stop: Callable[[], object] | None = None
+
+    def on_stop(self, stop: Callable[[], object] | None) -> None:
+        """From now on `stop` is called, on any thread, when the handler is asked to stop."""
+        with self._stop_lock:
+            self._on_stop = stop
+            if stop is not None and self.cancelled:
+                stop()
 
     def tick(self) -> None:
         """Send a progress that waited for its turn; to be called every 0.1 s or so."""
@@ -70,7 +80,10 @@ class AttemptContext(JobContext):
     def ask_to_stop(self, *, lease_lost: bool = False) -> None:
         """Let the handler know that it should stop."""
         self._lease_lost = self._lease_lost or lease_lost
-        self._stop.set()
+        with self._stop_lock:
+            self._stop.set()
+            if self._on_stop is not None:
+                self._on_stop()
 
     def close(self) -> None:
         """Send the last progress if it is still waiting, and nothing more after it."""
@@ -103,6 +116,13 @@ def run(task: Claimed, context: AttemptContext) -> Ending:
     return Stopped() if context.cancelled else ending
 
 
+def close() -> None:
+    """Let go of what this thread keeps from attempt to attempt."""
+    loops = sys.modules.get("worker.child.loops")  # loaded where an `async def` handler has run
+    if loops is not None:
+        loops.close()
+
+
 def _run(task: Claimed, context: AttemptContext) -> Ending:
     definition = find(task.job_type)
     if definition is None:
@@ -117,9 +137,10 @@ def _run(task: Claimed, context: AttemptContext) -> Ending:
     else:
         result = definition.function(payload)
     if inspect.iscoroutine(result):
-        import asyncio  # not at the top: few handlers need it, and each child would pay for it
+        # Not at the top: few handlers need asyncio, and each child would pay for it.
+        from worker.child import loops
 
-        result = asyncio.run(result)
+        result = loops.run(result, context.on_stop)
     try:
         return Succeeded(encode_result(result))
     except ResultTooLarge as error:

@@ -94,6 +94,7 @@ class ThreadPool(Pool):
                 if self._running.pop(run.task.key, None) is not None:
                     self._news.endings.append((run.task, ending))
                 self._changed.notify_all()
+        execution.close()
 
     def _next(self) -> tuple[Run, AttemptContext] | None:
         with self._changed:

@@ -45,6 +45,48 @@ async def echo_async(payload: Payload) -> Payload:
     return payload
 
 
+loops: set[int] = set()
+
+
+@job("t.loop")
+async def see_loop(payload: Payload) -> Payload:
+    """Leaves tasks and a thread behind, and says on how many loops it has ever run."""
+    loops.add(id(asyncio.get_running_loop()))
+    background = asyncio.create_task(asyncio.sleep(600))
+    await asyncio.to_thread(time.sleep, 0)
+    others = asyncio.all_tasks() - {asyncio.current_task(), background}
+    if payload.get("exit"):
+        sys.exit(1)
+    return {"loops": len(loops), "pid": os.getpid(), "others": len(others)}
+
+
+@job("t.heedless_task")
+async def leave_heedless_task(payload: Payload) -> None:
+    async def run_on() -> None:
+        while True:
+            try:
+                await asyncio.sleep(600)
+            except asyncio.CancelledError:
+                continue
+
+    task = asyncio.create_task(run_on())
+    await asyncio.sleep(0)
+    kept_tasks.append(task)
+
+
+kept_tasks: list[asyncio.Task[None]] = []
+
+
+@job("t.sleep_async")
+async def sleep_async(payload: Payload, ctx: JobContext) -> None:
+    try:
+        ctx.output("waiting")
+        await asyncio.sleep(600)
+    finally:
+        await asyncio.sleep(0)
+        await asyncio.to_thread(Path(payload["seen"]).touch)
+
+
 @job("t.process")
 def process(payload: Payload) -> Payload:
     return {
@@ -214,6 +256,12 @@ def leave_behind(payload: Payload) -> None:
     LEAVE[payload["what"]]()
 
 
+def current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
 @job("t.state")
 def state(payload: Payload) -> Payload:
     """What a job can feel of those before it."""
@@ -221,7 +269,7 @@ def state(payload: Payload) -> Payload:
     return {
         "handlers": [str(signal.getsignal(number)).split(" at ")[0] for number in range(1, 32)],
         "mask": sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))),
-        "umask": os.umask(os.umask(0)),
+        "umask": current_umask(),
         "directory": os.getcwd(),  # noqa: PTH109
         "limits": [list(map(float, resource.getrlimit(number))) for number in range(16)],
         "locale": locale.setlocale(locale.LC_ALL),

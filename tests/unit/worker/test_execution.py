@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from jobsvc.core.attempts import (
     Succeeded,
 )
 from worker import Abort, Blob, JobCancelled, JobContext, job, registry
+from worker.child import execution
 from worker.child.execution import AttemptContext, run
 from worker.child.values import encode_result
 from worker.registry import HandlersError, load
@@ -28,6 +29,12 @@ from . import sample_handlers
 from .recorder import make_task
 
 HERE = "tests.unit.worker"
+
+
+@pytest.fixture(autouse=True)
+def loop_is_closed() -> Iterator[None]:
+    yield
+    execution.close()
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Value
 
 from jobsvc.core.attempts import (
     AttemptFailed,
     Claimed,
+    Ending,
     Interrupted,
     Log,
     Output,
@@ -320,3 +323,45 @@ def test_a_lost_lease_is_seen_in_a_thread(recorder: Recorder, tmp_path: Path) ->
     seen.append(context.lease_lost)
     assert seen == [True]
     pool.stop(5)
+
+
+def test_async_handlers_share_one_loop(make: MakePool, recorder: Recorder) -> None:
+    pool = make(1)
+    first, *others = [result(run(pool, recorder, make_task("t.loop"))) for _ in range(3)]
+    assert others == [first, first]  # the same process, and nothing left on the loop
+
+
+@pytest.mark.parametrize("how", [("t.loop", {"exit": True}), ("t.heedless_task", {})])
+def test_a_loop_that_is_not_free_is_not_used_again(
+    make: MakePool, recorder: Recorder, how: tuple[str, dict[str, object]]
+) -> None:
+    pool = make(1)
+    before = result(run(pool, recorder, make_task("t.loop")))
+    run(pool, recorder, make_task(*how))
+    after = result(run(pool, recorder, make_task("t.loop")))
+    assert after["others"] == before["others"]
+
+
+def test_a_cancel_is_raised_in_an_async_handler(
+    make: MakePool, recorder: Recorder, tmp_path: Path
+) -> None:
+    pool = make(1)
+    seen = tmp_path / "seen"
+    task = make_task("t.sleep_async", {"seen": str(seen)})
+    pool.submit([task])
+    recorder.wait_report(task)
+    pool.cancel(task.key)
+    assert recorder.wait_ending(task) == Stopped()
+    until(seen.exists, 20, "its finally runs")
+    assert isinstance(run(pool, recorder, make_task("t.echo")), Succeeded)
+
+
+def run(pool: Pool, recorder: Recorder, task: Claimed) -> Ending:
+    pool.submit([task])
+    return recorder.wait_ending(task)
+
+
+def result(ending: Ending) -> dict[str, object]:
+    assert isinstance(ending, Succeeded), ending
+    value: dict[str, object] = MessageToDict(Value.FromString(ending.result.data))
+    return value
