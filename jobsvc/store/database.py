@@ -33,7 +33,7 @@ from jobsvc.store.dialects.engines import (
 )
 from jobsvc.store.dialects.prepared import Statement
 from jobsvc.store.dialects.reading import BY_INDEX
-from jobsvc.store.dialects.sockets import has_input, limit_waiting
+from jobsvc.store.dialects.sockets import LimitedConnection, has_input
 from jobsvc.store.tables import service
 
 T = TypeVar("T")
@@ -141,14 +141,14 @@ class Database:
             sa.event.listen(self.engine, "connect", prepare_sqlite)
             sa.event.listen(self.engine, "begin", begin_sqlite)
         else:
-            limit_waiting()
+            arguments = {**postgresql_arguments(self.url), "connection_factory": LimitedConnection}
             self.engine = sa.create_engine(
                 self.url,
                 pool_size=pool_size,
                 max_overflow=0,
                 pool_timeout=10,
                 hide_parameters=True,
-                connect_args=postgresql_arguments(self.url),
+                connect_args=arguments,
             )
             self._single = sa.create_engine(
                 self.url,
@@ -157,7 +157,7 @@ class Database:
                 pool_timeout=10,
                 pool_reset_on_return=None,  # nothing is ever left open on them
                 hide_parameters=True,
-                connect_args=postgresql_arguments(self.url),
+                connect_args=arguments,
             )
             made = prepared.plan_by_index if prepare else prepared.autocommit
             sa.event.listen(self._single, "connect", made)

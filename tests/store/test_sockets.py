@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import time
+from contextlib import closing
 
+import psycopg2
 import pytest
 import sqlalchemy as sa
 
@@ -63,6 +66,20 @@ def test_migrations_wait_as_long_as_it_takes(pg_house: House) -> None:
         pg_house.database.read(sleep)
     with pytest.raises(DatabaseUnavailable):
         pg_house.database.read(sleep)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_connections_of_others_wait_and_copy_as_they_like(
+    pg_house: House, postgresql_url: str
+) -> None:
+    assert pg_house.database.read(_one) == 1
+    url = sa.make_url(postgresql_url)
+    copied = io.StringIO()
+    theirs = psycopg2.connect(**url.translate_connect_args(username="user"))
+    with closing(theirs), theirs.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(%s)", (2 * SECONDS,))
+        cursor.copy_expert("COPY (SELECT 1) TO STDOUT", copied)
+    assert copied.getvalue() == "1\n"
 
 
 def _one(connection: sa.Connection) -> int:
