@@ -24,7 +24,8 @@ class to its gRPC status.
     │   ├── Draining
     │   └── StreamExpired
     └── CannotStart               start-up only: a taken port or directory, bad handlers, …
-        └── SchemaMismatch        the database's schema is not this release's
+        ├── SchemaMismatch        the database's schema is not this release's
+        └── DatabaseUnfit         a database, or a way to it, that the service cannot rely on
 """
 
 from __future__ import annotations
@@ -164,8 +165,15 @@ class Unavailable(JobsvcError):
 
 
 class DatabaseUnavailable(Unavailable):
-    def __init__(self) -> None:
+    def __init__(self, cause: str = "") -> None:
+        """`cause`: the database's own words, or those of the way to it. They are for whoever runs
+        the service, and so not part of the message."""
         super().__init__("the database is out of reach; try again")
+        self.cause = cause
+
+    @property
+    def explained(self) -> str:
+        return f"the database is out of reach: {self.cause}" if self.cause else str(self)
 
 
 class Draining(Unavailable):
@@ -183,4 +191,8 @@ class CannotStart(JobsvcError):
 
 
 class SchemaMismatch(CannotStart):
+    pass
+
+
+class DatabaseUnfit(CannotStart):
     pass

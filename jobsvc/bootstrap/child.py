@@ -17,7 +17,7 @@ import prometheus_client
 
 from jobsvc import vital
 from jobsvc.bootstrap.merging import snapshot
-from jobsvc.errors import JobsvcError
+from jobsvc.errors import DatabaseUnavailable, JobsvcError
 from jobsvc.settings import Settings
 
 READY = "ready"
@@ -61,6 +61,9 @@ def main(arguments: list[str]) -> int:
 
     try:
         return server.run(settings, announce=lambda _settings, _address: parent.tell(READY))
+    except DatabaseUnavailable as error:
+        parent.tell(FAILED, error.explained)
+        return 1
     except JobsvcError as error:
         parent.tell(FAILED, str(error))
         return 1

@@ -13,7 +13,7 @@ import typer
 
 from jobsvc.cli import jobs, operators, output, processes, schedules
 from jobsvc.client import CallFailed
-from jobsvc.errors import JobsvcError
+from jobsvc.errors import DatabaseUnavailable, JobsvcError
 from jobsvc.settings import SettingsError
 
 FAILED = 1
@@ -43,6 +43,9 @@ def main() -> None:
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(USAGE)
+    except DatabaseUnavailable as error:
+        output.note(error.explained)
+        sys.exit(FAILED)
     except JobsvcError as error:
         output.note(str(error))
         sys.exit(FAILED)

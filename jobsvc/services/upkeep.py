@@ -121,8 +121,8 @@ class Loop:
             try:
                 while self._once() >= LIMIT and not self._stopping.is_set():
                     pass
-            except DatabaseUnavailable as error:
-                self._log.warning("database out of reach", task=self._task.name, reason=str(error))
+            except DatabaseUnavailable:
+                continue  # the database's own log has told
             except Exception:  # noqa: BLE001 - logged; the loop must go on
                 self._log.exception("upkeep failed", task=self._task.name)
 

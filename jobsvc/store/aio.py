@@ -67,7 +67,7 @@ class AsyncStatements:
             rows = await connection.run(statement, parameters, prepare=self._database.prepare)
         except psycopg2.Error as error:
             if connection.closed:
-                raise CommitUnknown from error
+                raise CommitUnknown(self._database.told(error)) from error
             self._idle.append(connection)
             raise
         except BaseException:
@@ -94,7 +94,7 @@ class AsyncStatements:
                     cursor.execute(prepared.PLAN_BY_INDEX)
                     wait_select(connection)
         except psycopg2.Error as error:
-            raise DatabaseUnavailable from error
+            raise DatabaseUnavailable(self._database.told(error)) from error
         return connection
 
 

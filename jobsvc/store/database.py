@@ -25,8 +25,11 @@ from jobsvc.errors import DatabaseUnavailable
 from jobsvc.store.dialects import prepared
 from jobsvc.store.dialects.clock import CLOCK, CLOCK_NUMBERED, CLOCK_SQLITE, NUMBER
 from jobsvc.store.dialects.engines import (
+    ISOLATION,
     SQLITE_WAIT_SECONDS,
     begin_sqlite,
+    cause,
+    database_url,
     postgresql_arguments,
     prepare_sqlite,
     sqlstate,
@@ -35,6 +38,7 @@ from jobsvc.store.dialects.prepared import Statement
 from jobsvc.store.dialects.reading import BY_INDEX
 from jobsvc.store.dialects.sockets import LimitedConnection, has_input
 from jobsvc.store.tables import service
+from jobsvc.store.trouble import Troubles
 
 T = TypeVar("T")
 Connection = sa.Connection  # what a reader is given; callers name it without knowing SQLAlchemy
@@ -45,8 +49,8 @@ SINGLE_CONNECTIONS = 3
 # since our own transactions hold row locks for milliseconds.
 _CONFLICTS = {"40001", "40P01", "55P03"}
 # The server is not (or no longer) one that takes writes: read-only after a failover, shutdown,
-# crash recovery, too many connections, out of disk or memory.
-_OUT_OF_REACH = {"25006", "53100", "53200", "53300", "57P01", "57P02", "57P03", "57P05"}
+# crash recovery, too many connections, out of disk or memory. Or it does not let our role.
+_OUT_OF_REACH = {"25006", "53100", "53200", "53300", "57P01", "57P02", "57P03", "57P05", "42501"}
 # Of these every pooled connection is suspect: a demoted primary still answers a ping.
 _DISPOSE = {"25006", "57P01", "57P02", "57P03"}
 
@@ -121,8 +125,10 @@ class Database:
     def __init__(self, url: str | sa.URL, *, pool_size: int = 10, prepare: bool = True) -> None:
         """Connects to nothing yet. `pool_size` bounds the connections and so the threads that can
         use them side by side; `once` has a few of its own. `prepare`: connections keep what is
-        prepared on them, which those of a pooler in transaction mode do not."""
-        self.url = sa.make_url(url)
+        prepared on them, which those of a pooler in transaction mode do not. Raises CannotStart for
+        a URL that cannot be one."""
+        self.url = database_url(url)
+        self._troubles = Troubles()
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self._writer = threading.Lock() if self.sqlite else nullcontext()
         # hide_parameters: what SQLAlchemy says of a failed statement must not tell payloads.
@@ -144,6 +150,7 @@ class Database:
             arguments = {**postgresql_arguments(self.url), "connection_factory": LimitedConnection}
             self.engine = sa.create_engine(
                 self.url,
+                isolation_level=ISOLATION,
                 pool_size=pool_size,
                 max_overflow=0,
                 pool_timeout=10,
@@ -195,9 +202,9 @@ class Database:
                 if error.connection_invalidated and not reconnected:
                     reconnected = True
                     continue
-                raise self._translate(error) from error
+                raise self.translated(error) from error
             except PoolTimeoutError as error:
-                raise DatabaseUnavailable from error
+                raise self._no_connection() from error
         raise AssertionError("the last attempt returns or raises")
 
     def read(self, body: Callable[[sa.Connection], T]) -> T:
@@ -213,9 +220,9 @@ class Database:
             except DBAPIError as error:
                 if error.connection_invalidated and not last:
                     continue
-                raise self._translate(error) from error
+                raise self.translated(error) from error
             except PoolTimeoutError as error:
-                raise DatabaseUnavailable from error
+                raise self._no_connection() from error
         raise AssertionError("the last attempt returns or raises")
 
     def scan(self, body: Callable[[sa.Connection], T]) -> T:
@@ -243,7 +250,7 @@ class Database:
             except psycopg2.Error as error:
                 self.raise_unless_conflict(error, attempt)
             except PoolTimeoutError as error:
-                raise DatabaseUnavailable from error
+                raise self._no_connection() from error
             time.sleep(conflict_pause(attempt))
         raise AssertionError("the last attempt returns or raises")
 
@@ -254,7 +261,7 @@ class Database:
         if error.pgcode in _CONFLICTS and attempt < CONFLICT_RETRIES:
             return
         if away:
-            raise DatabaseUnavailable from error
+            raise DatabaseUnavailable(self.told(error)) from error
         raise Refused(error.pgcode) from None
 
     def _once(self, statement: Statement, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
@@ -264,7 +271,7 @@ class Database:
         except psycopg2.Error as error:
             if connection.driver_connection is not None and connection.driver_connection.closed:
                 connection.invalidate()
-                raise CommitUnknown from error
+                raise CommitUnknown(self.told(error)) from error
             raise
         finally:
             connection.close()
@@ -308,19 +315,33 @@ class Database:
             yield
         except DBAPIError as error:
             if error.connection_invalidated:
-                raise CommitUnknown from error
+                raise CommitUnknown(self.told(error.orig)) from error
             raise
 
     @property
     def _engines(self) -> tuple[sa.Engine, ...]:
         return (self.engine,) if self.sqlite else (self.engine, self._single)
 
-    def _translate(self, error: DBAPIError) -> Exception:
+    def translated(self, error: DBAPIError) -> Exception:
+        """DatabaseUnavailable where that is what it says, else the error itself."""
         if error.connection_invalidated or self._is_away(
             sqlstate(error), isinstance(error, OperationalError)
         ):
-            return DatabaseUnavailable()
+            return DatabaseUnavailable(self.told(error.orig))
         return error
+
+    def _no_connection(self) -> DatabaseUnavailable:
+        told = "all connections of this process are in use"
+        self._troubles.tell(told)
+        return DatabaseUnavailable(told)
+
+    def told(self, error: BaseException | None) -> str:
+        """The cause that a driver's error tells, of which the log hears, too."""
+        told = cause(error)
+        if self.url.host and getattr(error, "pgcode", None) is None:  # of the way there
+            told += f" (at {self.url.host}:{self.url.port or 5432})"
+        self._troubles.tell(told)
+        return told
 
     def _is_away(self, state: str | None, operational: bool) -> bool:
         """Whether an error says that the database cannot do it now. Lets go of all connections

@@ -4,6 +4,7 @@ database this is: whether it was restored, and so is not the one that tokens wer
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError
 
 from jobsvc import __version__
-from jobsvc.errors import DatabaseUnavailable, SchemaMismatch
+from jobsvc.errors import DatabaseUnfit, SchemaMismatch
 from jobsvc.store.database import Database
+from jobsvc.store.dialects.engines import HARMLESS, SESSION
 from jobsvc.store.tables import job_events, service
 
 # What tells one database from another, however alike they are within. A role of a managed service
@@ -51,9 +53,42 @@ def migrate(database: Database) -> None:
     """Brings the schema to this release's; a newer one that serves this release is left as it is.
     Then as `settle`. Safe to run side by side with itself. Raises SchemaMismatch as `missing`
     does."""
+    require_session(database)
     if missing(database):
-        command.upgrade(config(database), "head")
+        try:
+            command.upgrade(config(database), "head")
+        except DBAPIError as error:
+            raise database.translated(error) from error
     settle(database)
+
+
+def require_session(database: Database) -> None:
+    """Raises DatabaseUnfit where sessions are not what all else relies on: a database cannot hold
+    every text, or a pooler in between keeps from the server what a session asks for."""
+    if database.sqlite:
+        return
+    wanted = {"server_encoding": "UTF8", "client_encoding": "UTF8"}
+    wanted |= {name: value for name, value in SESSION.items() if name not in HARMLESS}
+    found = database.read(lambda connection: _settings(connection, wanted))
+    if found["server_encoding"] != "UTF8":
+        raise DatabaseUnfit(
+            f"the database {database.url.database} has the encoding {found['server_encoding']}, "
+            "which cannot hold every text; make one with: CREATE DATABASE … ENCODING 'UTF8' "
+            "TEMPLATE template0"
+        )
+    others = {name: value for name, value in found.items() if value.lower() != wanted[name].lower()}
+    if others:
+        listed = ", ".join(f"{name} = {value}" for name, value in sorted(others.items()))
+        told = "; ".join(f"ALTER ROLE … SET {name} = '{wanted[name]}'" for name in sorted(others))
+        raise DatabaseUnfit(
+            f"sessions are not as the service asks for them ({listed}): a pooler in between must "
+            f"pass `options` on, or: {told}"
+        )
+
+
+def _settings(connection: sa.Connection, names: Iterable[str]) -> dict[str, str]:
+    values = {name: sa.func.current_setting(name, type_=sa.Text).label(name) for name in names}
+    return dict(connection.execute(sa.select(*values.values())).mappings().one())
 
 
 def missing(database: Database) -> list[str]:
@@ -76,7 +111,9 @@ def missing(database: Database) -> list[str]:
 
 
 def require(database: Database) -> None:
-    """Raises SchemaMismatch unless this release can run on the schema. Then as `settle`."""
+    """Raises SchemaMismatch unless this release can run on the schema, and DatabaseUnfit as
+    `require_session`. Then as `settle`."""
+    require_session(database)
     if lacking := missing(database):
         raise SchemaMismatch(
             f"the database's schema is older than this release ({len(lacking)} migrations are "
@@ -127,7 +164,7 @@ def settle(database: Database) -> None:
             if not _settled(connection, here):
                 _begin_incarnation(connection, here)
     except DBAPIError as error:
-        raise DatabaseUnavailable from error
+        raise database.translated(error) from error
 
 
 def home(connection: sa.Connection) -> str:

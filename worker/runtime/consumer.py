@@ -185,8 +185,8 @@ class Consumer:
                 backoff.reset()
                 self._consume(connection)
                 continue
-            except DatabaseUnavailable as error:
-                self._log.warning("database out of reach", reason=str(error))
+            except DatabaseUnavailable:  # which the database's own log has told
+                pass
             except broker_errors(connection) as error:
                 self._log.warning("consuming interrupted", reason=str(error))
                 trouble = error

@@ -117,7 +117,7 @@ class LeaseThread:
             if not known or self._outdated():
                 self._announce()
         except DatabaseUnavailable as error:
-            self._log.warning("cannot renew leases", reason=str(error), count=len(leases))
+            self._log.warning("cannot renew leases", reason=error.explained, count=len(leases))
             return False
         except Exception:  # noqa: BLE001 - logged; the fence stops what cannot be renewed
             self._log.exception("renewing leases failed")

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from jobsvc import telemetry
 from jobsvc.core.backoff import Backoff
 from jobsvc.errors import DatabaseUnavailable
 
@@ -25,9 +24,7 @@ def persist(write: Callable[[], T], keep_trying: Callable[[float], bool]) -> T:
     while True:
         try:
             return write()
-        except DatabaseUnavailable as error:
-            if not backoff.failures:
-                telemetry.get_logger("worker").warning("database out of reach", reason=str(error))
+        except DatabaseUnavailable:  # which the database's own log has told
             if not keep_trying(time.monotonic() - began):
                 raise
         time.sleep(backoff.next())

@@ -164,7 +164,7 @@ class Worker:
         try:
             self._database.write(lambda tx: registry.retire(tx, self.worker_id))
         except DatabaseUnavailable as error:  # it will be taken for dead instead
-            self._log.warning("cannot retire", reason=str(error))
+            self._log.warning("cannot retire", reason=error.explained)
         self._log.info("worker stopped", worker_id=self.worker_id)
 
     def hurry(self) -> None:

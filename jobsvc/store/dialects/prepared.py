@@ -17,11 +17,15 @@ from typing import Any
 
 from sqlalchemy.pool import PoolProxiedConnection
 
+from jobsvc.store.dialects.engines import ISOLATION
+
 OFF = ("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin", "jit")
 _PLANNING = ("plan_cache_mode = force_generic_plan", *(f"{way} = off" for way in OFF))
 # For a connection that is to have prepared statements.
 PLAN_BY_INDEX = "; ".join(f"SET {each}" for each in _PLANNING)
 _PREPARED = "jobsvc_prepared"
+# Before all else in a transaction.
+_ISOLATION = f"SET TRANSACTION ISOLATION LEVEL {ISOLATION}; "
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class Statement:
         """For a connection on which nothing may stay behind, as behind a pooler."""
         given = iter(self.kinds)
         text = re.sub(r"\$\d+", lambda _: f"%s::{next(given)}", self.text.replace("%", "%%"))
-        return "".join(f"SET LOCAL {each}; " for each in _PLANNING) + self._before + text
+        planning = "".join(f"SET LOCAL {each}; " for each in _PLANNING)
+        return _ISOLATION + planning + self._before + text
 
     @property
     def _before(self) -> str:

@@ -89,6 +89,7 @@ INTERNAL = {
     errors.Unavailable,  # only ever as one of its kinds
     errors.CannotStart,
     errors.SchemaMismatch,
+    errors.DatabaseUnfit,
     errors.RegistryChanged,
     topology.BrokerUnavailable,
     topology.BrokerBlocked,
@@ -171,3 +172,10 @@ def test_an_answer_fits_into_the_trailers(violation: Violation) -> None:
     assert size < TRAILERS_BYTES_MAX
     found = details(answer)
     assert found["BadRequest"]["fieldViolations"]  # type: ignore[index]
+
+
+def test_why_the_database_is_away_is_told_to_no_caller() -> None:
+    """It names hosts, roles and tables."""
+    answer = status.answer(errors.DatabaseUnavailable("hunter2"))
+    assert answer.message == "the database is out of reach; try again"
+    assert not any("hunter2" in str(value) for _, value in answer.trailers)
