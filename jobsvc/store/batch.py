@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from datetime import timedelta
-from typing import Any, Unpack
+from typing import Any, Protocol, Unpack
 
 import sqlalchemy as sa
 
@@ -25,6 +25,16 @@ from jobsvc.store.tables import job_events, jobs, outbox, queues
 
 # Whoever writes an outbox row publishes it at once; the relay takes over what is older.
 PUBLISH_GRACE = timedelta(seconds=2)
+
+
+class Dispatchable(Protocol):
+    """What a message is made of."""
+
+    id: str
+    job_type: str
+    queue: str
+    priority: int
+    attempt: int
 
 
 class Batch:
@@ -129,6 +139,10 @@ class Batch:
         self._owe(job, "job", "", PUBLISH_GRACE)
         self._entering.append(job)
 
+    def send_again(self, job: Dispatchable, after: timedelta) -> None:
+        """Owes another message for a job that is not locked, and stays as it is."""
+        self._owe(job, "job", "", after)
+
     def hold(self, job: LockedJob, reason: str) -> None:
         """A QUEUED job waits with no message until it is released."""
         if not job.held or job.held_for != reason:
@@ -174,7 +188,7 @@ class Batch:
         ids = {job.id for job in held}
         self._outbox = [o for o in self._outbox if o["kind"] != "job" or o["job_id"] not in ids]
 
-    def _owe(self, job: LockedJob, kind: str, error_type: str, grace: timedelta) -> None:
+    def _owe(self, job: Dispatchable, kind: str, error_type: str, grace: timedelta) -> None:
         self._outbox.append(
             {
                 "kind": kind,

@@ -82,7 +82,7 @@ class Refused(Exception):
 class Transaction:
     """A write transaction under way. `now` is the database's clock at its start: all times that
     are stored or compared come from it, never from the caller's machine. `limited`: some queue is
-    paused or has a limit."""
+    paused or has a limit. `waits`: for rows that somebody else has locked."""
 
     connection: sa.Connection
     now: datetime
@@ -90,6 +90,7 @@ class Transaction:
     limited: bool = False
     x_base: int = 0
     number: int | None = None
+    waits: bool = True
 
     def learn_number(self, number: int | None) -> None:
         """That of this transaction, which came along with something else; None: it did not."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -14,12 +14,14 @@ from jobsvc.store import registry
 from jobsvc.store.batch import Batch, dispatch_from_row
 from jobsvc.store.database import Transaction
 from jobsvc.store.dialects.clock import clock
-from jobsvc.store.locking import lock
+from jobsvc.store.locking import lock, passing_over
 from jobsvc.store.tables import jobs, outbox, queues
 
 # How long a relay that took a row has to publish it before another may try.
 TAKEN_SECONDS = 15.0
 REDISPATCH_AGE_SECONDS = 60.0
+# The message of a job that somebody else has locked goes round again after this long.
+LOCKED_DELAY = timedelta(seconds=1)
 HEAD_JOBS = 1000
 _QUEUED = sa.and_(jobs.c.state == JobState.QUEUED.value, sa.not_(jobs.c.held))
 
@@ -52,10 +54,29 @@ def republish(tx: Transaction, job_ids: Sequence[str]) -> Effects:
     """New messages for those of `job_ids` that are QUEUED: theirs went to a worker that cannot
     start them soon."""
     batch = Batch(tx)
-    for job in lock(tx, job_ids).values():
+    locked = lock(passing_over(tx), job_ids)
+    keep_messages(batch, [job_id for job_id in job_ids if job_id not in locked])
+    for job in locked.values():
         if job.state == JobState.QUEUED and not job.held:
             batch.dispatch(job)
     return batch.write()
+
+
+def keep_messages(
+    batch: Batch, job_ids: Collection[str], priorities: Mapping[str, int] | None = None
+) -> None:
+    """Of jobs that could not be locked, or are gone: each that is QUEUED gets another message soon,
+    for it may be that when it is free again. `priorities`: as in `verbs.claim`."""
+    if not job_ids or batch.tx.connection.dialect.name == "sqlite":  # which locks no rows
+        return
+    found = batch.tx.execute(
+        sa.select(jobs.c.id, jobs.c.job_type, jobs.c.queue, jobs.c.priority, jobs.c.attempt).where(
+            jobs.c.id.in_(sorted(job_ids)), _QUEUED
+        )
+    )
+    for job in found:
+        if priorities is None or priorities[job.id] == job.priority:
+            batch.send_again(job, LOCKED_DELAY)
 
 
 @dataclass(frozen=True, slots=True)

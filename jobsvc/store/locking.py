@@ -139,10 +139,17 @@ class LockedJob:
         self.changed.update(columns)
 
 
+def passing_over(tx: Transaction) -> Transaction:
+    """From now on `lock` waits for nobody in this transaction. What is not among the jobs that it
+    answers may be there, and locked by somebody else."""
+    tx.waits = False
+    return tx
+
+
 def lock(tx: Transaction, ids: Iterable[str], *extra: sa.Column[Any]) -> dict[str, LockedJob]:
     """Locks the jobs of `ids` that exist, waiting for whoever holds them."""
     statement = sa.select(*_columns(tx), *extra).where(jobs.c.id.in_(sorted(ids)))
-    rows = tx.execute(statement.order_by(jobs.c.id).with_for_update())
+    rows = tx.execute(statement.order_by(jobs.c.id).with_for_update(skip_locked=not tx.waits))
     return {job.id: job for job in _locked(tx, rows)}
 
 

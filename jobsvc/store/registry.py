@@ -94,7 +94,9 @@ def worker_ids(connection: sa.Connection) -> list[str]:
 
 
 def forget_dead(tx: Transaction) -> None:
-    tx.execute(sa.delete(workers).where(workers.c.heartbeat_time < tx.now - FORGET))
+    dead = sa.select(workers.c.id).where(workers.c.heartbeat_time < tx.now - FORGET)
+    free = dead.with_for_update(skip_locked=True)
+    tx.execute(sa.delete(workers).where(workers.c.id.in_(free)))
 
 
 def load_types(connection: sa.Connection) -> dict[str, JobTypeInfo]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -42,7 +41,6 @@ from tests.store.house import (
     new_job,
     new_token,
     together,
-    wait_until_blocked,
     wipe,
 )
 
@@ -323,34 +321,19 @@ def test_both_ways_write_the_same(house: House) -> None:
 # Beside others.
 
 
-def claim_behind(house: House, job_id: str, change: Callable[[Transaction], Any]) -> list[str]:
-    """What is claimed by a claim that waits for `change` of that job."""
-    locked = threading.Event()
+def test_a_row_that_is_locked_is_left_to_the_verb(house: House) -> None:
+    """Whoever waited for it would hold up all others."""
+    job_id, other = house.submit(priority=1), house.submit(priority=1)
 
-    def body(tx: Transaction) -> None:
-        change(tx)
-        locked.set()
-        wait_until_blocked(house)
+    def body(tx: Transaction) -> list[str]:
+        verbs.update(tx, job_id, JobUpdate(labels={"a": "b"}), "alice")
+        given = {job_id: 1, other: 1}
+        found = hot.claim(house.database, given, EVERY_TYPE, "w1", new_token(), LEASE_SECONDS)
+        return [each.job_id for each in found.claimed]
 
-    def wait_and_claim() -> list[str]:
-        assert locked.wait(10)
-        return claim(house, job_id, priority=1)
-
-    return together(lambda: house.write(body), wait_and_claim)[1] or []
-
-
-def test_a_claim_waits_for_a_row_and_judges_it_as_it_is_then(house: House) -> None:
-    job_id = house.submit(priority=1)
-    update = sa.update(jobs).where(jobs.c.id == job_id).values(priority=2)
-    assert claim_behind(house, job_id, lambda tx: tx.execute(update)) == []
-    assert claim(house, job_id, priority=2) == [job_id]
-
-
-def test_a_row_that_changed_meanwhile_is_left_to_the_verb(house: House) -> None:
-    job_id = house.submit(priority=1)
-    labels = JobUpdate(labels={"a": "b"})
-    assert claim_behind(house, job_id, lambda tx: verbs.update(tx, job_id, labels, "alice")) == []
+    assert house.write(body) == [other]
     assert house.history(job_id) == ["SUBMITTED>QUEUED", "UPDATED>QUEUED"]
+    assert claim(house, job_id, priority=1) == [job_id]
 
 
 def test_two_that_have_the_same_jobs_in_another_order_do_not_deadlock(house: House) -> None:

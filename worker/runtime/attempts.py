@@ -78,7 +78,7 @@ class Attempts:
     def detached(self) -> int:
         """How many run on without a message."""
         with self._lock:
-            return sum(attempt.detached for attempt in self._held.values())
+            return sum(each.detached and not each.ended for each in self._held.values())
 
     def add(self, attempts: Sequence[Attempt], claimed_at: float) -> None:
         with self._lock:

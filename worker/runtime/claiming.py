@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from jobsvc import metrics, telemetry, vital
 from jobsvc.core.attempts import Interrupted
@@ -18,7 +19,8 @@ from jobsvc.core.model import Effects
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
 from jobsvc.store import dispatching, hot, verbs
-from jobsvc.store.database import Database
+from jobsvc.store.database import CommitUnknown, Database, Transaction
+from jobsvc.store.locking import passing_over
 from jobsvc.store.verbs import ClaimResult
 from worker.pool import Pool
 from worker.runtime.attempts import Attempt, Attempts
@@ -73,6 +75,7 @@ class Claiming:
         self._lease = lease_seconds
         self._stopping = False
         self._suspended = False
+        self._doubtful = ""  # a token of which nobody knows what was claimed under it
         self._claimed_at = self._looked_at = 0.0
         self._claim_seconds = 0.0  # moving average of how long a claim takes
         self._log = telemetry.get_logger("worker")
@@ -161,7 +164,10 @@ class Claiming:
         types = self._pool.job_types
 
         def claim() -> ClaimResult:
-            return hot.claim(self._database, priorities, types, self._worker_id, token, self._lease)
+            with self._doubting(token):
+                return hot.claim(
+                    self._database, priorities, types, self._worker_id, token, self._lease
+                )
 
         try:
             result = persist(claim, self._keep_trying)
@@ -176,19 +182,21 @@ class Claiming:
 
     def _claim_others(self, batch: Mapping[str, Delivery], token: str) -> None:
         """Those that are not plain, or that a claim under this token whose answer was lost has
-        taken; what cannot be claimed is dropped."""
+        taken; what cannot be claimed is dropped, and what somebody else has locked comes again."""
         if not batch:
             return
         began = time.monotonic()
         priorities = {job_id: delivery.priority for job_id, delivery in batch.items()}
         types = self._pool.job_types
 
+        def claim_by_verb(tx: Transaction) -> ClaimResult:
+            if token != self._doubtful:
+                passing_over(tx)
+            return verbs.claim(tx, batch, types, self._worker_id, token, self._lease, priorities)
+
         def claim() -> ClaimResult:
-            return self._database.write(
-                lambda tx: verbs.claim(
-                    tx, batch, types, self._worker_id, token, self._lease, priorities
-                )
-            )
+            with self._doubting(token):
+                return self._database.write(claim_by_verb)
 
         try:
             result = persist(claim, self._keep_trying)
@@ -205,6 +213,16 @@ class Claiming:
         self._resume()
         claimed = self._begin(batch, result, began)
         self._drop([delivery for i, delivery in batch.items() if i not in claimed])
+
+    @contextmanager
+    def _doubting(self, token: str) -> Iterator[None]:
+        """A claim under a token whose COMMIT was lost may still be under way: it has locked then
+        what it claims, and the next one under that token waits for it."""
+        try:
+            yield
+        except CommitUnknown:
+            self._doubtful = token
+            raise
 
     def _begin(
         self, batch: Mapping[str, Delivery], result: ClaimResult, began: float

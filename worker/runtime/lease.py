@@ -1,9 +1,10 @@
 """Leases: a thread with a database connection of its own renews those of all running attempts.
 
-An attempt whose lease is gone is stopped and its outcome dropped; somebody else may run the job by
-now. One whose lease could not be renewed for nearly as long as it lasts is stopped before anybody
-else can (self-fence), by a second thread: the first may be waiting for a database that has fallen
-silent. Time is measured from the start of the last renewal that succeeded.
+A row that somebody else has locked costs its own attempt alone: it is tried again soon. An attempt
+whose lease is gone is stopped and its outcome dropped; somebody else may run the job by now. One
+whose lease could not be renewed for nearly as long as it lasts is stopped before anybody else can
+(self-fence), by a second thread: the first may be waiting for a database that has fallen silent.
+Time is measured from the start of the last renewal that succeeded.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from jobsvc.errors import DatabaseUnavailable
 from jobsvc.store import registry, verbs
 from jobsvc.store.database import Database, Transaction
 
+# Leases (job id, token) -> whether the job's cancel was requested.
+Held = Mapping[tuple[str, str], bool]
 # Of the lease, after which an attempt that was not renewed stops itself: 25 s of 30 s.
 FENCE_SHARE = 5 / 6
 FENCE_CHECKS = 30  # in the time of a lease
@@ -94,44 +97,61 @@ class LeaseThread:
 
     def _renew_forever(self) -> None:
         next_beat = time.monotonic() + self._heartbeat
-        # While the database is away it is asked more often, to renew before a fence falls.
+        # While the database, or a row, cannot be had it is tried more often, to renew before a
+        # fence falls.
         retry = min(1.0, self._heartbeat / 4)
         while not self._stopping.is_set():
             self._beat.wait(max(0.0, next_beat - time.monotonic()))
             self._beat.clear()
-            self.reached = self._renew()
-            next_beat = time.monotonic() + (self._heartbeat if self.reached else retry)
+            complete = self._renew()
+            next_beat = time.monotonic() + (self._heartbeat if complete else retry)
 
     def _renew(self) -> bool:
-        started = time.monotonic()
-        attempts = self._keeper.leased()
-        leases = {attempt.job_id: attempt.token for attempt in attempts}
-
-        def renew(tx: Transaction) -> tuple[dict[tuple[str, str], bool], bool]:
-            known = registry.heartbeat(tx, self._worker_id, *self._keeper.standing())
-            held = verbs.renew(tx, leases, self._lease) if leases else {}
-            return held, known
-
+        """Whether there is nothing to be done again soon."""
         try:
-            held, known = self._database.write(renew)
-            if not known or self._outdated():
+            complete = self._renew_leases()
+            # Apart: whoever has locked the worker's own row is not to end its attempts.
+            if not self._database.write(self._tell_standing) or self._outdated():
                 self._announce()
         except DatabaseUnavailable as error:
-            self._log.warning("cannot renew leases", reason=error.explained, count=len(leases))
+            count = len(self._keeper.leased())
+            self._log.warning("cannot renew leases", reason=error.explained, count=count)
+            self.reached = False
             return False
         except Exception:  # noqa: BLE001 - logged; the fence stops what cannot be renewed
             self._log.exception("renewing leases failed")
+            self.reached = False
             return False
-        for attempt in attempts:
-            cancel = held.get((attempt.job_id, attempt.token))
-            if cancel is None:
-                self._keeper.on_lease_lost(attempt, "the lease was lost")
-            else:
-                attempt.renewed = started
-                if cancel:
-                    self._keeper.on_cancel_requested(attempt)
+        self.reached = True
         self._keeper.on_beat()
-        return True
+        return complete
+
+    def _renew_leases(self) -> bool:
+        """Whether none was locked by somebody else."""
+        started = time.monotonic()
+        attempts = self._keeper.leased()
+        leases = {attempt.job_id: attempt.token for attempt in attempts}
+        renewed, locked = self._renew_all(leases) if leases else ({}, {})
+        for attempt in attempts:
+            lease = attempt.job_id, attempt.token
+            if lease in renewed:
+                attempt.renewed = started
+            elif lease not in locked:
+                self._keeper.on_lease_lost(attempt, "the lease was lost")
+            if renewed.get(lease) or locked.get(lease):
+                self._keeper.on_cancel_requested(attempt)
+        return not locked
+
+    def _renew_all(self, leases: Mapping[str, str]) -> tuple[Held, Held]:
+        """Those that are renewed, and those that hold and somebody else has locked."""
+        renewed = self._database.write(lambda tx: verbs.renew(tx, leases, self._lease))
+        left = {i: token for i, token in leases.items() if (i, token) not in renewed}
+        if not left:
+            return renewed, {}
+        return renewed, self._database.read(lambda connection: verbs.leased(connection, left))
+
+    def _tell_standing(self, tx: Transaction) -> bool:
+        return registry.heartbeat(tx, self._worker_id, *self._keeper.standing())
 
     def _fence_forever(self) -> None:
         while not self._stopping.wait(self._lease / FENCE_CHECKS):

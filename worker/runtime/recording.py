@@ -2,7 +2,7 @@
 attempt the one transition that its ending leads to, by its token, many in one transaction.
 
 A message is acknowledged after the commit; what is lost before it comes again, and finds nothing to
-claim.
+claim. A job whose row somebody else has locked keeps nobody waiting: it is tried again by and by.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from jobsvc import metrics, telemetry, tracing, vital
 from jobsvc.core.attempts import (
@@ -30,6 +30,7 @@ from jobsvc.errors import DatabaseUnavailable
 from jobsvc.outbox import Outbox
 from jobsvc.store import hot, verbs
 from jobsvc.store.database import Database
+from jobsvc.store.locking import passing_over
 from jobsvc.store.verbs.running import LOG_BYTES_MAX, LOG_BYTES_MIN, OUTPUT_BYTES_MAX
 from worker.runtime.attempts import Attempt, Attempts
 from worker.runtime.consumer import Consumer
@@ -45,6 +46,15 @@ Accepted = dict[str, bool]
 
 # How long a worker that stops waits for the database to record its last endings.
 LAST_WRITE_SECONDS = 5.0
+# When to try again what somebody else has locked.
+LOCKED_SECONDS = 0.5
+
+
+# Job id -> lease token, ending.
+Endings = Mapping[str, tuple[str, Ending]]
+# What was accepted, and the ids of what somebody else has locked.
+Written = tuple[Accepted, frozenset[str]]
+NOTHING: Written = {}, frozenset()
 
 
 class Recording:
@@ -70,7 +80,9 @@ class Recording:
         self._recordable = threading.Condition(self._lock)
         self._reports: dict[Attempt, list[Report]] = {}
         self._endings: dict[Attempt, Ending] = {}
+        self._locked: dict[Attempt, float] = {}  # until when (monotonic seconds) to leave it alone
         self._stopping = False
+        self._stopped_at = 0.0
         self._log = telemetry.get_logger("worker")
         self._thread = vital.thread("record", self._record_forever)
 
@@ -81,6 +93,7 @@ class Recording:
         """After the pool has told every ending: returns when all are recorded."""
         with self._lock:
             self._stopping = True
+            self._stopped_at = time.monotonic()
             self._recordable.notify()
         self._thread.join()
 
@@ -120,73 +133,116 @@ class Recording:
     def _record_forever(self) -> None:
         while True:
             with self._lock:
-                while not (self._reports or self._endings or self._stopping):
-                    self._recordable.wait()
-                if not (self._reports or self._endings):
+                if not self._wait():
                     return
             if self._attempts.unended > self._concurrency:
                 time.sleep(GATHER_SECONDS)  # more will end within a moment, and share a commit
             with self._lock:
                 reports, endings = self._take()
             if reports:
-                self._record_reports(reports)
+                late = self._record_reports(reports)
+                if late:  # an ending waits until the reports before it are recorded
+                    endings = self._put_back(endings, late)
             if endings:
                 self._record_endings(endings)
+
+    def _wait(self) -> bool:
+        """Until there is something to record; False once there is not, and no more comes."""
+        while self._reports or self._endings or not self._stopping:
+            now = time.monotonic()
+            due = [self._locked.get(a, now) for a in (*self._reports, *self._endings)]
+            if due and min(due) <= now:
+                return True
+            self._recordable.wait(min(due) - now if due else None)
+        return False
 
     def _take(self) -> tuple[dict[Attempt, list[Report]], dict[Attempt, Ending]]:
         """What one round records. An ending waits until the reports before it have been taken; of
         an attempt that has more than fit, the rest goes behind those of others."""
+        now = time.monotonic()
+        self._locked = {attempt: due for attempt, due in self._locked.items() if due > now}
         reports: dict[Attempt, list[Report]] = {}
         room = REPORTS_MAX
-        while self._reports and room:
-            attempt = next(iter(self._reports))
+        for attempt in [each for each in self._reports if each not in self._locked]:
+            if not room:
+                break
             told = self._reports.pop(attempt)
             reports[attempt], rest = told[:room], told[room:]
             room -= len(reports[attempt])
             if rest:
                 self._reports[attempt] = rest
-        complete = (attempt for attempt in self._endings if attempt not in self._reports)
+        complete = (
+            attempt
+            for attempt in self._endings
+            if attempt not in self._reports and attempt not in self._locked
+        )
         taken = list(itertools.islice(complete, RECORD_MAX))
         return reports, {attempt: self._endings.pop(attempt) for attempt in taken}
 
-    def _record_reports(self, reports: Mapping[Attempt, list[Report]]) -> None:
-        batch = {attempt.job_id: (attempt.token, told) for attempt, told in reports.items()}
+    def _record_reports(self, reports: Mapping[Attempt, list[Report]]) -> Collection[Attempt]:
+        """Answers those that somebody else has locked: they are told again later."""
+        told = {attempt: entries for attempt, entries in reports.items() if not attempt.lost}
+        batch = {attempt.job_id: (attempt.token, entries) for attempt, entries in told.items()}
+        if not batch:
+            return ()
 
-        def report() -> Effects:
-            return self._database.write(lambda tx: verbs.report(tx, batch))[1]
+        def report() -> tuple[frozenset[str], Effects]:
+            return self._database.write(lambda tx: verbs.report(passing_over(tx), batch))
 
         try:
-            effects = persist(report, self._keep_trying)
+            held, effects = persist(report, self._keep_trying)
         except DatabaseUnavailable:  # and we stop: there is time for the endings alone
             with self._lock:
                 self._reports.clear()
             self._log.error("reports not recorded", job_ids=list(batch))
-            return
+            return ()
         except Exception:  # noqa: BLE001 - logged; a report must not cost anybody an ending
             self._log.exception("reports dropped", job_ids=list(batch))
-            return
+            return ()
         self._outbox.tell(effects)
+        locked = self._locked_of(batch, held)
+        late = [attempt for attempt in told if attempt.job_id in locked]
+        with self._lock:
+            for attempt in late:
+                self._reports[attempt] = told[attempt] + self._reports.get(attempt, [])
+                self._locked[attempt] = time.monotonic() + LOCKED_SECONDS
+        return late
+
+    def _put_back(
+        self, endings: Mapping[Attempt, Ending], late: Collection[Attempt]
+    ) -> dict[Attempt, Ending]:
+        """Those of `late` are for a later round; answers the others."""
+        with self._lock:
+            self._endings.update({a: endings[a] for a in late if a in endings})
+        return {a: ending for a, ending in endings.items() if a not in late}
 
     def _record_endings(self, endings: Mapping[Attempt, Ending]) -> None:
         batch = {a.job_id: (a.token, ending) for a, ending in endings.items() if not a.lost}
-        accepted = self._write_endings(batch) if batch else {}
-        self._attempts.remove(endings)
+        accepted, locked = self._write_endings(batch) if batch else NOTHING
+        later = {a: ending for a, ending in endings.items() if not a.lost and a.job_id in locked}
+        done = {a: ending for a, ending in endings.items() if a not in later}
+        self._attempts.remove(done)
+        # Those for later, too: their leases protect them, and they are to keep nobody's place.
         self._consumer.acknowledge([a.delivery for a in endings if not a.detached])
+        with self._lock:
+            for attempt, ending in later.items():
+                attempt.detached = True
+                self._endings[attempt] = ending
+                self._locked[attempt] = time.monotonic() + LOCKED_SECONDS
         with telemetry.together():
-            for attempt, ending in endings.items():
+            for attempt, ending in done.items():
                 self._log_ending(attempt.claimed, ending, accepted.get(attempt.job_id))
 
-    def _write_endings(self, batch: dict[str, tuple[str, Ending]]) -> Accepted:
+    def _write_endings(self, batch: Endings) -> Written:
         try:
             plain = self._succeed(batch)
         except DatabaseUnavailable:
             self._log.error("outcomes not recorded", job_ids=list(batch))
-            return {}
-        return dict.fromkeys(plain, False) | self._finish(
-            {i: batch[i] for i in batch if i not in plain}
-        )
+            return NOTHING
+        accepted, locked = self._finish({i: batch[i] for i in batch if i not in plain})
+        return dict.fromkeys(plain, False) | accepted, locked
 
-    def _succeed(self, batch: dict[str, tuple[str, Ending]]) -> frozenset[str]:
+    def _succeed(self, batch: Endings) -> frozenset[str]:
         """The plain ones; answers their ids. Raises DatabaseUnavailable."""
 
         def succeed() -> tuple[frozenset[str], Effects]:
@@ -202,35 +258,64 @@ class Recording:
         self._outbox.tell(effects)
         return accepted
 
-    def _finish(self, batch: dict[str, tuple[str, Ending]]) -> Accepted:
+    def _finish(self, batch: Endings) -> Written:
         """One that the database refuses for what is in it is recorded as a failure instead, and
         costs the others nothing."""
         if not batch:
-            return {}
+            return NOTHING
 
         def finish() -> tuple[frozenset[str], Effects]:
-            return self._database.write(lambda tx: verbs.finish(tx, batch))
+            return self._database.write(lambda tx: verbs.finish(passing_over(tx), batch))
 
         try:
             accepted, effects = persist(finish, self._keep_trying)
         except DatabaseUnavailable:
             self._log.error("outcomes not recorded", job_ids=list(batch))
-            return {}
+            return NOTHING
         except Exception as error:  # noqa: BLE001 - logged, and recorded where it can be
             self._log.exception("cannot record outcomes", job_ids=list(batch))
             if len(batch) > 1:
-                accepted_alone: Accepted = {}
-                for job_id, ending_of_one in batch.items():
-                    accepted_alone |= self._finish({job_id: ending_of_one})
-                return accepted_alone
+                return self._finish_each(batch)
             ((job_id, (token, ending)),) = batch.items()
             refused = JobError(RESULT_INVALID, f"cannot be stored: {type(error).__name__}")
             if ending == AttemptFailed(refused):
-                return {}  # the lease runs out, and the reaper takes over
+                return NOTHING  # the lease runs out, and the reaper takes over
             return self._finish({job_id: (token, AttemptFailed(refused))})
         self._outbox.tell(effects)
         failed = {dead.job_id for dead in effects.failed}
-        return {job_id: job_id in failed for job_id in accepted}
+        told = {job_id: job_id in failed for job_id in accepted}
+        return told, self._locked_of(batch, accepted)
+
+    def _finish_each(self, batch: Endings) -> Written:
+        accepted: Accepted = {}
+        locked: frozenset[str] = frozenset()
+        for job_id, given in batch.items():
+            told, left = self._finish({job_id: given})
+            accepted |= told
+            locked |= left
+        return accepted, locked
+
+    def _locked_of(
+        self, batch: Mapping[str, tuple[str, object]], accepted: Collection[str]
+    ) -> frozenset[str]:
+        """Of what was not accepted: the ids whose lease holds all the same, as somebody else has
+        locked them. None once there is no time left to try again."""
+        left = {i: token for i, (token, _) in batch.items() if i not in accepted}
+        if not left:
+            return frozenset()
+        if self._stopping and time.monotonic() - self._stopped_at > LAST_WRITE_SECONDS:
+            self._log.error("not recorded: locked by somebody else", job_ids=list(left))
+            return frozenset()
+
+        def look() -> frozenset[str]:
+            held = self._database.read(lambda connection: verbs.leased(connection, left))
+            return frozenset(job_id for job_id, _ in held)
+
+        try:
+            return persist(look, self._keep_trying)
+        except DatabaseUnavailable:
+            self._log.error("not recorded, if not by somebody else", job_ids=list(left))
+            return frozenset()
 
     def _keep_trying(self, seconds: float) -> bool:
         """Once the worker stops only for a while: what is not recorded then is the reaper's."""

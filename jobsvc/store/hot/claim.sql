@@ -1,12 +1,11 @@
 -- QUEUED -> RUNNING for those of the messages' jobs that are plain.
 -- $1 json: [{id, priority}] by id   $2 text[]: job types   $3 text: worker   $4 uuid: lease token
 -- $5 interval: lease
--- Rows are looked up one by one, and so are locked in the order of the messages: two workers with
--- messages of the same jobs would deadlock otherwise. For a range in the order of the ids there is
--- no index but the key's; for an equality there are several that end in the id, and where the
--- planner takes the table for a small one it reads any of them whole. (IS TRUE hides the state from
--- those that begin with it.) One that was waited for and has changed is found no more where it
--- lay, and is left to the verb.
+-- Rows are looked up one by one. For a range in the order of the ids there is no index but the
+-- key's; for an equality there are several that end in the id, and where the planner takes the
+-- table for a small one it reads any of them whole. (IS TRUE hides the state from those that begin
+-- with it.) What somebody else has locked is left to the verb, and
+-- so is what has changed meanwhile, as it is found no more where it lay.
 WITH input AS MATERIALIZED (
     SELECT $1 AS messages, $2 AS types, $3 AS worker_id, $4 AS token, $5 AS lease
 ), facts AS MATERIALIZED (
@@ -29,7 +28,7 @@ WITH input AS MATERIALIZED (
                 AND (jobs.expire_time IS NULL OR jobs.expire_time > facts.now)
             ORDER BY jobs.id
             LIMIT 1
-            FOR UPDATE
+            FOR UPDATE SKIP LOCKED
         ) AS job
 ), started AS (
     UPDATE jobs

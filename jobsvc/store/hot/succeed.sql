@@ -19,7 +19,7 @@ WITH facts AS MATERIALIZED (
                 AND jobs.concurrency_key IS NULL
             ORDER BY jobs.id
             LIMIT 1
-            FOR UPDATE
+            FOR UPDATE SKIP LOCKED
         ) AS job
 ), ended AS (
     UPDATE jobs

@@ -17,7 +17,7 @@ from jobsvc.store.verbs.changing import (
     update,
 )
 from jobsvc.store.verbs.claiming import ClaimResult, claim
-from jobsvc.store.verbs.running import finish, renew, report
+from jobsvc.store.verbs.running import finish, leased, renew, report
 from jobsvc.store.verbs.submitting import Answer, Submitted, preview, submit
 from jobsvc.store.verbs.upkeep import expire, promote, purge, reap, reap_workers
 
@@ -34,6 +34,7 @@ __all__ = [
     "delete_many",
     "expire",
     "finish",
+    "leased",
     "preview",
     "promote",
     "purge",

@@ -17,6 +17,7 @@ from jobsvc.store import registry
 from jobsvc.store.batch import Batch
 from jobsvc.store.database import Transaction
 from jobsvc.store.dialects.clock import clock
+from jobsvc.store.dispatching import keep_messages
 from jobsvc.store.locking import OFFERED, TYPE, LockedJob, lock
 from jobsvc.store.rules.limits import Room, rank
 from jobsvc.store.rules.releasing import release
@@ -44,15 +45,18 @@ def claim(
 ) -> ClaimResult:
     """QUEUED -> RUNNING for those of `job_ids` that are due and of a type in `types`.
 
-    Waits for row locks: passing over a locked row would drop its message while somebody only
-    keeps books on it. `token` is new and random for each call. Called again with the same token
-    (after a COMMIT of unknown outcome) it also answers what that call had claimed. `priorities`
-    are those of the messages: a job that has another one by now has a newer message, too, and is
-    left for that.
+    Waits for row locks; or, `passing_over` them, owes another message to what is locked, as whoever
+    holds it may only keep books on it. `token` is new and random for each call. Called
+    again with the same token (after a COMMIT of unknown outcome) it also answers what that call had
+    claimed. `priorities` are those of the messages: a job that has another one by now has a newer
+    message, too, and is left for that.
     """
     batch = Batch(tx)
     claimed = []
-    locked = lock(tx, job_ids, jobs.c.payload, jobs.c.payload_content_type)
+    ids = list(job_ids)
+    locked = lock(tx, ids, jobs.c.payload, jobs.c.payload_content_type)
+    if not tx.waits:
+        keep_messages(batch, [job_id for job_id in ids if job_id not in locked], priorities)
     latest = (job for job in locked.values() if _is_latest(job, priorities))
     starting = _pick(batch, [job for job in latest if job.state == JobState.QUEUED], types)
     for job in locked.values():

@@ -44,7 +44,8 @@ def finish(
 ) -> tuple[frozenset[str], Effects]:
     """RUNNING -> wherever the ending leads, for `endings`: job id -> (lease token, ending).
 
-    Answers the ids whose ending was accepted; the others had lost their lease.
+    Answers the ids whose ending was accepted; the others had lost their lease, or, `passing_over`
+    locks, were locked by somebody else: `leased` tells them apart.
     """
     batch = Batch(tx)
     ended = []
@@ -85,7 +86,7 @@ def report(
     """PROGRESS, LOG and OUTPUT of running jobs: job id -> (lease token, reports in order).
 
     Beyond a job's budget one last WARNING says so and the rest is dropped. Answers the ids that
-    still hold their lease.
+    still hold their lease, as `finish` does.
     """
     batch = Batch(tx)
     held = set()
@@ -132,16 +133,17 @@ def _last_log(what: str, limit: int) -> Log:
 def renew(
     tx: Transaction, leases: Mapping[str, str], lease_seconds: float
 ) -> dict[tuple[str, str], bool]:
-    """Prolongs the leases (job id -> token) that still hold.
+    """Prolongs the leases (job id -> token) that still hold, passing over what somebody else has
+    locked.
 
     Answers those as (job id, token) -> whether the job's cancel was requested; a lease that is
-    missing there is lost.
+    missing there, and in what `leased` answers afterwards, is lost.
     """
     locked = (
         sa.select(jobs.c.id)
         .where(jobs.c.id.in_(sorted(leases)), jobs.c.state == JobState.RUNNING)
         .order_by(jobs.c.id)
-        .with_for_update()
+        .with_for_update(skip_locked=True)
         .cte("locked")
     )
     rows = tx.execute(
@@ -155,3 +157,17 @@ def renew(
         .returning(jobs.c.id, jobs.c.lease_token, jobs.c.cancel_reason)
     )
     return {(row.id, row.lease_token): row.cancel_reason is not None for row in rows}
+
+
+def leased(connection: sa.Connection, leases: Mapping[str, str]) -> dict[tuple[str, str], bool]:
+    """The leases (job id -> token) that hold, as `renew` answers them, whoever has locked what."""
+    rows = connection.execute(
+        sa.select(jobs.c.id, jobs.c.lease_token, jobs.c.cancel_reason).where(
+            jobs.c.id.in_(sorted(leases)), jobs.c.state == JobState.RUNNING
+        )
+    )
+    return {
+        (row.id, row.lease_token): row.cancel_reason is not None
+        for row in rows
+        if row.lease_token == leases[row.id]
+    }

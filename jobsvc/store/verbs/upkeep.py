@@ -122,6 +122,7 @@ def purge(tx: Transaction, limit: int) -> int:
             ~sa.exists().where(jobs.c.id == idempotency_keys.c.job_id),
         )
         .limit(limit)
+        .with_for_update(skip_locked=True)
     )
     tx.execute(sa.delete(idempotency_keys).where(idempotency_keys.c.key.in_(keys)))
     return len(doomed)
