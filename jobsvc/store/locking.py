@@ -23,7 +23,7 @@ TYPE, QUEUE, KEY, OFFERED = "TYPE", "QUEUE", "KEY", "OFFERED"
 LOCK_COLUMNS = (
     *JOB_COLUMNS,
     *(jobs.c.failures, jobs.c.crashes, jobs.c.retention, jobs.c.lease_token, jobs.c.held),
-    *(jobs.c.held_for, jobs.c.last_x),
+    *(jobs.c.held_for, jobs.c.last_x, jobs.c.apart),
     *(
         jobs.c.log_bytes,
         jobs.c.output_bytes,
@@ -42,6 +42,7 @@ class OtherChanges(TypedDict, total=False):
     attempt: int
     failures: int
     crashes: int
+    apart: bool
     schedule_time: datetime
     start_time: datetime | None
     finish_time: datetime | None
@@ -88,6 +89,7 @@ class LockedJob:
     attempt: int
     failures: int
     crashes: int
+    apart: bool
     max_attempts: int
     initial_backoff: float
     backoff_multiplier: float

@@ -84,6 +84,8 @@ jobs = sa.Table(
     # Failed attempts and lost workers of the present budget: since SUBMITTED, or a retry by hand.
     sa.Column("failures", sa.Integer, nullable=False, server_default="0"),
     sa.Column("crashes", sa.Integer, nullable=False, server_default="0"),
+    # It ran in a worker when that died: it runs alone in one, until an attempt ends by itself.
+    sa.Column("apart", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("max_attempts", sa.Integer, nullable=False),
     sa.Column("initial_backoff", Seconds, nullable=False),
     sa.Column("backoff_multiplier", Seconds, nullable=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,18 @@ def tell(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     if payload.get("fail"):
         raise ValueError(payload["text"])
     return {"text": payload["text"]}
+
+
+@job("test.poison")
+def poison(payload: dict[str, Any], ctx: JobContext) -> None:
+    """Once so many `others` have told that they run, by a file each, kills its worker."""
+    while len(list(Path(payload["path"]).glob("*"))) < payload["others"]:
+        ctx.sleep(GATE_POLL_SECONDS)
+    os.kill(os.getppid(), signal.SIGKILL)
+
+
+@job("test.innocent")
+def innocent(payload: dict[str, Any], ctx: JobContext) -> None:
+    """Tells that it runs, and takes its time."""
+    (Path(payload["path"]) / ctx.job_id).touch()
+    ctx.sleep(payload["seconds"])

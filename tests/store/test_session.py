@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import structlog
 from jobsvc.core.model import Unique
 from jobsvc.errors import CannotStart, DatabaseUnavailable, DatabaseUnfit
 from jobsvc.store import hot, schema, trouble, verbs
+from jobsvc.store.aio import AsyncStatements
 from jobsvc.store.database import Database, Transaction
 from jobsvc.store.dialects import engines
 from jobsvc.store.dialects.engines import SESSION
@@ -82,7 +84,15 @@ def test_each_session_states_what_it_relies_on(hostile: Database) -> None:
     by_a_transaction = hostile.write(show)
     by_a_read = hostile.read(lambda c: c.exec_driver_sql(SHOW).one())
     (by_itself,) = hostile.once(Statement("show", (), SHOW))
-    for told in (by_a_transaction, by_a_read, by_itself):
+
+    async def by_a_loop() -> object:
+        statements = AsyncStatements(hostile, asyncio.to_thread)
+        try:
+            return (await statements.once(Statement("show", (), SHOW)))[0]
+        finally:
+            statements.close()
+
+    for told in (by_a_transaction, by_a_read, by_itself, asyncio.run(by_a_loop())):
         assert dict(zip(ASKED, told, strict=True)) == TOLD  # type: ignore[call-overload]
 
 

@@ -106,11 +106,11 @@ class Known:
             case _:
                 self.state = JobState.QUEUED
 
-    def fail(self, retryable: bool, crashed: bool) -> None:
+    def fail(self, retryable: bool, crashed: bool, alone: bool = True) -> None:
         self.token = None
         self.failures += 1
         self.crashes += crashed
-        used_up = self.failures >= self.max_attempts or self.crashes >= CRASHES_MAX
+        used_up = self.failures >= self.max_attempts or (alone and self.crashes >= CRASHES_MAX)
         if not retryable or used_up:
             self.state = JobState.FAILED
         else:
@@ -342,16 +342,17 @@ class Histories(RuleBasedStateMachine):
 
     def reap(self) -> None:
         lost = [i for i, k in self.known.items() if k.token and self.overdue(i)]
+        alone = len(self.in_state(JobState.RUNNING)) == 1
         assert self.house.reap() == len(lost)
         for job_id in lost:
-            self.known[job_id].fail(retryable=True, crashed=True)
+            self.known[job_id].fail(retryable=True, crashed=True, alone=alone)
 
     def reap_workers(self) -> None:
         assert self.house.reap_workers("w2") == 0
         lost = [known for known in self.known.values() if known.token]
         assert self.house.reap_workers("w1", "w2") == len(lost)
         for known in lost:
-            known.fail(retryable=True, crashed=True)
+            known.fail(retryable=True, crashed=True, alone=len(lost) == 1)
 
     def promote(self) -> None:
         waiting = self.in_state(JobState.SCHEDULED, JobState.RETRYING)

@@ -49,8 +49,8 @@ class Attempts:
     """Safe to use from any thread; no call waits for more than the table's own lock."""
 
     def __init__(self, claimable: threading.Event, beat: threading.Event) -> None:
-        """`claimable` is set when no more than `wake_at` are left unended; `beat`, to have the
-        leases renewed at once, when one of them is to be cancelled."""
+        """`claimable` is set when no more than `wake_at` are left unended, and again as they are
+        recorded; `beat`, to have the leases renewed at once, when one is to be cancelled."""
         self._claimable = claimable
         self._beat = beat
         self.wake_at = 0
@@ -73,6 +73,13 @@ class Attempts:
     def ended(self) -> int:
         """How many wait to be recorded."""
         return self._ended
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, nor waits to be recorded, but for what has no message any more: somebody
+        else has locked it."""
+        with self._lock:
+            return all(each.ended and each.detached for each in self._held.values())
 
     @property
     def detached(self) -> int:
@@ -116,6 +123,7 @@ class Attempts:
             for attempt in attempts:
                 del self._held[attempt.claimed.key]
                 self._ended -= 1
+        self._tell_room()
 
     def _tell_room(self) -> None:
         if self.unended <= self.wake_at and not self._claimable.is_set():

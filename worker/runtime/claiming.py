@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from jobsvc import metrics, telemetry, vital
 from jobsvc.core.attempts import Interrupted
@@ -23,6 +23,7 @@ from jobsvc.store.database import CommitUnknown, Database, Transaction
 from jobsvc.store.locking import passing_over
 from jobsvc.store.verbs import ClaimResult
 from worker.pool import Pool
+from worker.runtime.apart import Apart
 from worker.runtime.attempts import Attempt, Attempts
 from worker.runtime.consumer import Consumer, Delivery
 from worker.runtime.inbox import Inbox
@@ -70,6 +71,7 @@ class Claiming:
         self._pool = pool
         self._recording = recording
         self._prefetch = prefetch
+        self._apart = Apart(attempts, consumer, prefetch)
         self._claimable = claimable
         self._worker_id = worker_id
         self._lease = lease_seconds
@@ -89,7 +91,7 @@ class Claiming:
         self._stopping = True
         self._claimable.set()
         self._thread.join()
-        self._consumer.give_back(self._inbox.close())
+        self._consumer.give_back([*self._inbox.close(), *self._apart.close()])
 
     def _claim_forever(self) -> None:
         while True:
@@ -134,6 +136,9 @@ class Claiming:
     def _worth_claiming(self) -> bool:
         """A claim costs the same for many as for one, so while enough runs it waits for room for
         half of what can be held, or for all there is."""
+        if self._apart.under_way:
+            self._attempts.wake_at = 0
+            return self._apart.ready
         waiting = len(self._inbox)
         if not waiting:
             self._attempts.wake_at = -1  # not for room, but when something comes
@@ -144,10 +149,19 @@ class Claiming:
         return self._room() >= wanted
 
     def _claim_next(self) -> None:
+        if self._apart.under_way:
+            self._claim_apart()
+            return
         batch, repeated = self._inbox.take(min(self._room(), CLAIM_MAX))
         self._consumer.acknowledge(repeated)
         self._claim(batch)
         self._claimed_at = time.monotonic()
+
+    def _claim_apart(self) -> None:
+        if (delivery := self._apart.take()) is None:
+            return
+        with suppress(DatabaseUnavailable):  # and we stop
+            self._claim_others({delivery.job_id: delivery}, str(uuid.uuid4()), among_others=False)
 
     def _claim(self, batch: Mapping[str, Delivery]) -> None:
         token = str(uuid.uuid4())
@@ -180,7 +194,9 @@ class Claiming:
         self._claim_seconds += (time.monotonic() - began - self._claim_seconds) / 8
         return self._begin(batch, result, began)
 
-    def _claim_others(self, batch: Mapping[str, Delivery], token: str) -> None:
+    def _claim_others(
+        self, batch: Mapping[str, Delivery], token: str, *, among_others: bool = True
+    ) -> None:
         """Those that are not plain, or that a claim under this token whose answer was lost has
         taken; what cannot be claimed is dropped, and what somebody else has locked comes again."""
         if not batch:
@@ -192,7 +208,8 @@ class Claiming:
         def claim_by_verb(tx: Transaction) -> ClaimResult:
             if token != self._doubtful:
                 passing_over(tx)
-            return verbs.claim(tx, batch, types, self._worker_id, token, self._lease, priorities)
+            given = batch, types, self._worker_id, token, self._lease, priorities, among_others
+            return verbs.claim(tx, *given)
 
         def claim() -> ClaimResult:
             with self._doubting(token):
@@ -208,11 +225,12 @@ class Claiming:
                 self._consumer.acknowledge(list(batch.values()))
             else:
                 for job_id, delivery in batch.items():
-                    self._claim_others({job_id: delivery}, token)
+                    self._claim_others({job_id: delivery}, token, among_others=among_others)
             return
         self._resume()
         claimed = self._begin(batch, result, began)
-        self._drop([delivery for i, delivery in batch.items() if i not in claimed])
+        self._apart.add([batch[job_id] for job_id in result.apart])
+        self._drop([d for i, d in batch.items() if i not in claimed and i not in result.apart])
 
     @contextmanager
     def _doubting(self, token: str) -> Iterator[None]:
@@ -273,6 +291,9 @@ class Claiming:
         """What waited too long: claimed jobs to the queue, messages to other workers."""
         unstarted = self._pool.withdraw(START_WITHIN_SECONDS)
         self._recording.on_endings([(claimed, Interrupted()) for claimed in unstarted])
+        if self._apart.under_way:
+            self._apart.pass_on(self._inbox)
+            return
         if self._prefetch is None or self._starting_soon():
             return
         late = self._inbox.take_late(time.monotonic() - START_WITHIN_SECONDS)

@@ -22,6 +22,16 @@ class Prefetch:
         self._attempts = attempts
         self._concurrency = concurrency
         self._current = concurrency
+        self._paused = False
+
+    def pause(self) -> None:
+        """No messages at all until `resume`."""
+        self._paused = True
+        self.adapt()
+
+    def resume(self) -> None:
+        self._paused = False
+        self.adapt()
 
     def adapt(self) -> None:
         """None for the slots whose long attempts have given theirs back. Changed only when it
@@ -29,6 +39,8 @@ class Prefetch:
         slots = self._concurrency - self._attempts.detached
         average = max(self._pool.average_run_seconds, AVERAGE_SECONDS_MIN)
         wanted = min(slots + int(slots * AHEAD_SECONDS / average), max(PREFETCH_MAX, slots))
+        if self._paused:
+            wanted = 0
         small = wanted <= self._concurrency and wanted != self._current
         if small or not self._current / 2 <= wanted <= self._current * 2:
             self._current = wanted

@@ -24,6 +24,7 @@ WITH input AS MATERIALIZED (
                 AND jobs.priority = message.priority
                 AND jobs.concurrency_key IS NULL
                 AND NOT jobs.held
+                AND NOT jobs.apart
                 AND jobs.held_for IS NULL
                 AND (jobs.expire_time IS NULL OR jobs.expire_time > facts.now)
             ORDER BY jobs.id

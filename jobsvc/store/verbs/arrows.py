@@ -6,6 +6,7 @@ Each records its events in the caller's `Batch`; nothing is written before `Batc
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -27,16 +28,30 @@ from jobsvc.store.rows import policy_from_row
 from jobsvc.store.tables import job_events, job_labels, jobs
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A worker that stopped renewing a job's lease. `others`: how many more jobs it ran. `dead`:
+    as far as anybody knows."""
+
+    others: int
+    dead: bool
+
+
 def fail(
     batch: Batch,
     job: LockedJob,
     error: JobError,
     retry_after: float | None = None,
     crashed: bool = False,
+    lost: Lost | None = None,
 ) -> None:
+    """`lost`: with its worker. Who was not alone in it may be none of the reason, and is not given
+    up for that."""
     failures, crashes = job.failures + 1, job.crashes + crashed
-    counted: OtherChanges = {"failures": failures, "crashes": crashes}
-    if not error.retryable or failures >= job.max_attempts or crashes >= CRASHES_MAX:
+    suspected = lost is not None and lost.dead
+    counted: OtherChanges = {"failures": failures, "crashes": crashes, "apart": suspected}
+    given_up = crashes >= CRASHES_MAX and (lost is None or not lost.others)
+    if not error.retryable or failures >= job.max_attempts or given_up:
         batch.move(job, EventType.ATTEMPT_FAILED, JobState.RUNNING, error=error, **counted)
         batch.move(job, EventType.FAILED, JobState.FAILED, error=error)
     elif job.cancel_reason is not None:  # it would wait again otherwise

@@ -30,8 +30,11 @@ OTHER_TYPE_DELAY = timedelta(seconds=1)
 
 @dataclass(frozen=True, slots=True)
 class ClaimResult:
+    """`apart`: jobs that are to run alone in a worker, and were left for that."""
+
     claimed: tuple[Claimed, ...]
     effects: Effects
+    apart: tuple[str, ...] = ()
 
 
 def claim(
@@ -42,6 +45,7 @@ def claim(
     token: str,
     lease_seconds: float,
     priorities: Mapping[str, int] | None = None,
+    among_others: bool = False,
 ) -> ClaimResult:
     """QUEUED -> RUNNING for those of `job_ids` that are due and of a type in `types`.
 
@@ -49,7 +53,8 @@ def claim(
     holds it may only keep books on it. `token` is new and random for each call. Called
     again with the same token (after a COMMIT of unknown outcome) it also answers what that call had
     claimed. `priorities` are those of the messages: a job that has another one by now has a newer
-    message, too, and is left for that.
+    message, too, and is left for that. `among_others`: the worker runs others beside them, so
+    those are left that are to run alone.
     """
     batch = Batch(tx)
     claimed = []
@@ -58,7 +63,9 @@ def claim(
     if not tx.waits:
         keep_messages(batch, [job_id for job_id in ids if job_id not in locked], priorities)
     latest = (job for job in locked.values() if _is_latest(job, priorities))
-    starting = _pick(batch, [job for job in latest if job.state == JobState.QUEUED], types)
+    queued = [job for job in latest if job.state == JobState.QUEUED]
+    apart = [job.id for job in queued if _waits_apart(job, tx, types)] if among_others else []
+    starting = _pick(batch, [job for job in queued if job.id not in apart], types)
     for job in locked.values():
         if job.state == JobState.RUNNING and job.lease_token == token:
             claimed.append(_claimed(job, token, 0.0))
@@ -78,7 +85,7 @@ def claim(
                 held_for=None,
             )
             claimed.append(_claimed(job, token, waited))
-    return ClaimResult(tuple(claimed), batch.write())
+    return ClaimResult(tuple(claimed), batch.write(), tuple(apart))
 
 
 def _pick(batch: Batch, queued: list[LockedJob], types: frozenset[str]) -> set[str]:
@@ -107,6 +114,11 @@ def _pick(batch: Batch, queued: list[LockedJob], types: frozenset[str]) -> set[s
             keys = Counter(job.concurrency_key for job in left if job.concurrency_key is not None)
             release(batch, room, room.limited & {job.queue for job in left}, keys, len(left))
     return starting
+
+
+def _waits_apart(job: LockedJob, tx: Transaction, types: frozenset[str]) -> bool:
+    expired = job.expire_time is not None and job.expire_time <= tx.now
+    return job.apart and job.job_type in types and not expired
 
 
 def _is_latest(job: LockedJob, priorities: Mapping[str, int] | None) -> bool:

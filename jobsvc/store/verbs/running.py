@@ -72,6 +72,7 @@ def finish(
             case Interrupted():
                 batch.move(job, EventType.ATTEMPT_INTERRUPTED, JobState.QUEUED)
             case Snoozed(after):
+                batch.set(job, apart=False)
                 due = tx.now + timedelta(seconds=after)
                 batch.move(job, EventType.SNOOZED, JobState.SCHEDULED, schedule_time=due)
             case _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -14,16 +15,19 @@ from jobsvc.core.states import (
     EventType,
     JobState,
 )
+from jobsvc.store import registry
 from jobsvc.store.batch import Batch
 from jobsvc.store.database import Transaction
 from jobsvc.store.locking import LockedJob, lock_next
 from jobsvc.store.rules.releasing import make_room
-from jobsvc.store.tables import idempotency_keys, jobs
-from jobsvc.store.verbs.arrows import expire_one, fail, remove
+from jobsvc.store.tables import idempotency_keys, jobs, workers
+from jobsvc.store.verbs.arrows import Lost, expire_one, fail, remove
 
 # A resume token of a fleet watcher is good for an hour, the shortest retention, from when it was
 # made; what ended just before that, in a transaction that took its time, may come after it.
 PURGE_GRACE = timedelta(minutes=1)
+# What the error of a lost job says, where each of several may be why its worker died.
+AMONG_OTHERS = ", and ran {} more jobs; this one runs again apart from others"
 
 
 def promote(tx: Transaction, limit: int) -> tuple[int, Effects]:
@@ -67,7 +71,8 @@ def expire(tx: Transaction, limit: int) -> tuple[int, Effects]:
 
 
 def reap(tx: Transaction, limit: int) -> tuple[int, Effects]:
-    """RUNNING with a lease that ran out: a failed attempt like any other, and a crash."""
+    """RUNNING with a lease that ran out: a failed attempt like any other, and a crash. Whoever ran
+    in a worker that died runs again apart from all others."""
     lost = lock_next(
         tx,
         limit,
@@ -92,13 +97,37 @@ def reap_workers(tx: Transaction, worker_ids: Sequence[str], limit: int) -> tupl
 
 def _lose(tx: Transaction, lost: list[LockedJob]) -> Effects:
     batch = Batch(tx)
+    if not lost:
+        return batch.write()
+    ran, stuck = _ran_beside(tx, lost), _stuck(tx, lost)
     for job in lost:
-        error = JobError(
-            "WORKER_LOST", f"worker {job.worker_id} stopped renewing its lease", retryable=True
-        )
-        fail(batch, job, error, crashed=True)
+        others = ran[job.worker_id] - 1
+        message = f"worker {job.worker_id} stopped renewing its lease"
+        if others > 0:
+            message += AMONG_OTHERS.format(others)
+        error = JobError("WORKER_LOST", message, retryable=True)
+        fail(batch, job, error, crashed=True, lost=Lost(others, dead=job.id not in stuck))
     make_room(batch, lost)
     return batch.write()
+
+
+def _ran_beside(tx: Transaction, lost: list[LockedJob]) -> Counter[str | None]:
+    """By worker, how many jobs it runs, as far as the database knows."""
+    workers_of = {job.worker_id for job in lost}
+    running = sa.select(jobs.c.worker_id, sa.func.count().label("count")).where(
+        registry.RUNNING, jobs.c.worker_id.in_(workers_of)
+    )
+    rows = tx.execute(running.group_by(jobs.c.worker_id))
+    return Counter({row.worker_id: row.count for row in rows})
+
+
+def _stuck(tx: Transaction, lost: list[LockedJob]) -> frozenset[str]:
+    """Those whose worker lives: it has told so after their lease ran out. Somebody had locked their
+    row, most likely, and so kept it from renewing that."""
+    alive = sa.select(jobs.c.id).join(workers, workers.c.id == jobs.c.worker_id)
+    told = workers.c.heartbeat_time > jobs.c.lease_expire_time
+    rows = tx.execute(alive.where(jobs.c.id.in_([job.id for job in lost]), told))
+    return frozenset(rows.scalars())
 
 
 def purge(tx: Transaction, limit: int) -> int:
