@@ -339,7 +339,8 @@ class Database:
     def told(self, error: BaseException | None) -> str:
         """The cause that a driver's error tells, of which the log hears, too."""
         told = cause(error)
-        if self.url.host and getattr(error, "pgcode", None) is None:  # of the way there
+        on_the_way = self.url.host and getattr(error, "pgcode", None) is None
+        if on_the_way and not told.startswith("connection to server"):  # which names it
             told += f" (at {self.url.host}:{self.url.port or 5432})"
         self._troubles.tell(told)
         return told

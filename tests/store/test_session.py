@@ -209,7 +209,7 @@ def test_the_cause_is_in_the_servers_own_words(database_url: str) -> None:
     assert 'role "nobody" does not exist' in cause(other(database_url, username="nobody"))
     port = free_port()
     refused = cause(other(database_url, port=port))
-    assert refused == f"Connection refused (at 127.0.0.1:{port})"
+    assert refused == f'connection to server at "127.0.0.1", port {port} failed: Connection refused'
     two = f"?host=127.0.0.1:{port}&host=127.0.0.2:{port}"
     for address in ("Connection refused", f'"127.0.0.2", port {port} failed: Connection refused'):
         assert address in cause(Database(f"postgresql+psycopg2://postgres@/postgres{two}"))
@@ -299,7 +299,8 @@ def test_a_start_without_the_database_tells_why_in_one_line(command: str) -> Non
     jobsvc = Path(sys.executable).with_name("jobsvc")
     done = subprocess.run([jobsvc, command], env=environment, capture_output=True, text=True)
     assert done.returncode == 1
-    told = f"the database is out of reach: Connection refused (at 127.0.0.1:{port})"
+    refused = f'connection to server at "127.0.0.1", port {port} failed: Connection refused'
+    told = f"the database is out of reach: {refused}"
     logged, last = done.stderr.splitlines()
     assert "database out of reach" in logged
     assert last == told
