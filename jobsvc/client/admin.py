@@ -27,6 +27,7 @@ from generated.jobsvc.v1.admin_service_pb2 import (
 )
 from jobsvc.client.calls import Calls
 from jobsvc.client.convert import FilterOptions, new_filter, to_duration
+from jobsvc.client.keywords import known_keywords
 
 # A change of many jobs goes through up to 100,000 of them.
 BULK_SECONDS = 600.0
@@ -60,6 +61,7 @@ class Admin:
     def resume_queue(self, queue: str) -> Queue:
         return self._calls.call(self._stub.ResumeQueue, ResumeQueueRequest(queue=queue)).queue
 
+    @known_keywords
     def update_queue(self, queue: str, **changes: Unpack[QueueChanges]) -> Queue:
         """Changes the limits that are given."""
         request = UpdateQueueRequest(queue=queue, max_running=changes.get("max_running", 0))
@@ -74,6 +76,7 @@ class Admin:
         for page in self._calls.pages(call, ListWorkersRequest()):
             yield from page.workers
 
+    @known_keywords
     def failures(self, **wanted: Unpack[FilterOptions]) -> Iterator[FailureGroup]:
         """Failures by job type and error type, most jobs first."""
         call = partial(self._calls.call, self._stub.ListFailureGroups)
@@ -81,6 +84,7 @@ class Admin:
         for page in self._calls.pages(call, request):
             yield from page.failure_groups
 
+    @known_keywords
     def cancel_jobs(
         self,
         *,
@@ -95,6 +99,7 @@ class Admin:
         )
         return self._calls.call(self._stub.CancelJobs, request, BULK_SECONDS)
 
+    @known_keywords
     def retry_jobs(
         self, *, dry_run: bool = False, max_count: int = 0, **wanted: Unpack[FilterOptions]
     ) -> RetryJobsResponse:
@@ -105,6 +110,7 @@ class Admin:
         # A second try would retry again what has failed anew since the first.
         return self._calls.call(self._stub.RetryJobs, request, BULK_SECONDS, repeat=False)
 
+    @known_keywords
     def delete_jobs(
         self, *, dry_run: bool = False, max_count: int = 0, **wanted: Unpack[FilterOptions]
     ) -> DeleteJobsResponse:

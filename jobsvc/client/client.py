@@ -50,6 +50,7 @@ from jobsvc.client.convert import (
     to_timestamp,
 )
 from jobsvc.client.errors import CallFailed, call_failed
+from jobsvc.client.keywords import known_keywords
 from jobsvc.client.schedules import Schedules
 
 WAIT_SECONDS_MAX = 50.0  # of one GetResult
@@ -123,6 +124,7 @@ class Client:
         if self._own_channel:
             self._channel.close()
 
+    @known_keywords
     def submit(
         self, job_type: str, payload: Payload | None = None, **options: Unpack[JobOptions]
     ) -> SubmitJobResponse:
@@ -143,6 +145,7 @@ class Client:
     def get(self, job_id: str) -> Job:
         return self._calls.call(self._stub.GetJob, GetJobRequest(job_id=job_id)).job
 
+    @known_keywords
     def jobs(
         self, *, full: bool = False, page_size: int = 0, **wanted: Unpack[FilterOptions]
     ) -> Iterator[Job]:
@@ -160,6 +163,7 @@ class Client:
         """Takes a failed or cancelled job back to QUEUED, with a fresh budget of attempts."""
         return self._calls.call(self._stub.RetryJob, RetryJobRequest(job_id=job_id)).job
 
+    @known_keywords
     def update(self, job_id: str, **changes: Unpack[JobChanges]) -> Job:
         """Changes a waiting job; what is not given stays as it is."""
         request = UpdateJobRequest(job_id=job_id, update_mask=FieldMask(paths=sorted(changes)))
@@ -265,6 +269,7 @@ class Client:
                 return
             outage.wait(_cut_short())
 
+    @known_keywords
     def watch_jobs(
         self,
         resume_token: str = "",
@@ -297,6 +302,7 @@ class Client:
                 continue
             outage.wait(_cut_short())
 
+    @known_keywords
     def run(
         self, job_type: str, payload: Payload | None = None, **options: Unpack[JobOptions]
     ) -> Iterator[JobEvent | GetResultResponse]:

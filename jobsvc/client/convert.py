@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from generated.jobsvc.v1 import job_pb2
 from generated.jobsvc.v1.job_service_pb2 import SubmitJobRequest
+from jobsvc.client.keywords import known_keywords
 
 INTEGER_MAX = 2**53
 _LEVELS_MAX = 32
@@ -76,6 +77,7 @@ class FilterOptions(TypedDict, total=False):
     finish_time_before: datetime
 
 
+@known_keywords
 def new_job(
     job_type: str, payload: Payload | None = None, **options: Unpack[JobOptions]
 ) -> SubmitJobRequest:
@@ -93,6 +95,8 @@ def new_job(
         labels=dict(options.get("labels", {})),
         validate_only=options.get("validate_only", False),
     )
+    if "content_type" in options and not isinstance(payload, bytes):
+        raise ValueError("content_type goes with a payload of bytes")
     if isinstance(payload, bytes):
         request.payload_blob.data = payload
         request.payload_blob.content_type = options.get("content_type", "application/octet-stream")
@@ -117,9 +121,13 @@ def new_job(
     return request
 
 
+@known_keywords
 def new_filter(**wanted: Unpack[FilterOptions]) -> job_pb2.JobFilter:
     """Raises ValueError for a state that this release does not know, and for a time without a
     zone."""
+    for name in ("states", "job_types", "error_types"):
+        if isinstance(text := wanted.get(name), str):
+            raise TypeError(f"{name} is a list, not the text {text!r}")
     message = job_pb2.JobFilter(
         states=[job_pb2.JobState.Value(f"JOB_STATE_{state}") for state in wanted.get("states", ())],
         job_types=wanted.get("job_types", ()),

@@ -133,3 +133,9 @@ def test_names() -> None:
     assert state_name(job_pb2.JOB_STATE_SUCCEEDED) == "SUCCEEDED"
     assert event_name(job_pb2.JOB_EVENT_TYPE_ATTEMPT_FAILED) == "ATTEMPT_FAILED"
     assert event_name(99) == "99"
+
+
+def test_a_content_type_without_bytes_is_not_dropped() -> None:
+    assert new_job("x", b"%PDF", content_type="application/pdf").payload_blob.data
+    with pytest.raises(ValueError, match="content_type goes with a payload of bytes"):
+        new_job("x", {}, content_type="application/pdf")
