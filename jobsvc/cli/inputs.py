@@ -12,6 +12,7 @@ from pathlib import Path
 import typer
 
 from jobsvc.client import INTEGER_MAX
+from jobsvc.client.convert import to_seconds
 from jobsvc.settings import parse_span
 
 _DIGITS_MAX = 16  # 2^53 has this many
@@ -49,9 +50,9 @@ def span(text: str | None, option: str) -> float | None:
     if text is None:
         return None
     try:
-        return parse_span(text)
+        return to_seconds(text)
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is {error}", param_hint=option) from None
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def moment(text: str | None, option: str, *, ahead: bool) -> datetime | None:
@@ -62,11 +63,15 @@ def moment(text: str | None, option: str, *, ahead: bool) -> datetime | None:
     if text == "now":
         return now
     try:
-        seconds = timedelta(seconds=parse_span(text))
+        seconds = parse_span(text)
     except ValueError:
         pass
     else:
-        return now + seconds if ahead else now - seconds
+        try:
+            return now + timedelta(seconds=seconds if ahead else -seconds)
+        except OverflowError:
+            what = f"{text!r} leads out of the years 1 to 9999"
+            raise typer.BadParameter(what, param_hint=option) from None
     try:
         found = datetime.fromisoformat(text)
     except ValueError:

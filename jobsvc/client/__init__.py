@@ -4,7 +4,7 @@ with Client("127.0.0.1:50051") as client:
     job = client.submit("demo.echo", {"hello": "world"}).job
     for event in client.watch(job.job_id):
         print(event.sequence, event_name(event.type))
-    print(from_value(client.result(job.job_id).result))
+    print(from_value(client.wait(job.job_id).result))
 """
 
 from generated.jobsvc.v1.admin_service_pb2 import FailureGroup, Queue, Worker
@@ -30,6 +30,8 @@ from jobsvc.client.convert import (
     FilterOptions,
     JobChanges,
     JobOptions,
+    Payload,
+    Span,
     event_name,
     from_value,
     is_terminal,
@@ -59,10 +61,12 @@ __all__ = [
     "JobType",
     "MissedTicks",
     "Overlap",
+    "Payload",
     "Queue",
     "QueueChanges",
     "RetryPolicy",
     "Schedule",
+    "Span",
     "SubmitJobRequest",
     "SubmitJobResponse",
     "Unique",

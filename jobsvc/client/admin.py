@@ -26,7 +26,7 @@ from generated.jobsvc.v1.admin_service_pb2 import (
     Worker,
 )
 from jobsvc.client.calls import Calls
-from jobsvc.client.convert import FilterOptions, new_filter, to_duration
+from jobsvc.client.convert import FilterOptions, Span, new_filter, to_duration
 from jobsvc.client.keywords import known_keywords
 
 # A change of many jobs goes through up to 100,000 of them.
@@ -37,10 +37,10 @@ BulkResponse = CancelJobsResponse | RetryJobsResponse | DeleteJobsResponse
 
 
 class QueueChanges(TypedDict, total=False):
-    """`max_running` 0 and `rate_limit` None take a limit away; a rate is (starts, seconds)."""
+    """`max_running` 0 and `rate_limit` None take a limit away; a rate is (starts, span)."""
 
     max_running: int
-    rate_limit: tuple[int, float] | None
+    rate_limit: tuple[int, Span] | None
 
 
 class Admin:
@@ -66,8 +66,8 @@ class Admin:
         """Changes the limits that are given."""
         request = UpdateQueueRequest(queue=queue, max_running=changes.get("max_running", 0))
         if rate := changes.get("rate_limit"):
-            starts, seconds = rate
-            request.rate_limit.CopyFrom(RateLimit(max_starts=starts, period=to_duration(seconds)))
+            starts, period = rate
+            request.rate_limit.CopyFrom(RateLimit(max_starts=starts, period=to_duration(period)))
         request.update_mask.paths.extend(sorted(changes))
         return self._calls.call(self._stub.UpdateQueue, request).queue
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -43,10 +44,12 @@ from jobsvc.client.convert import (
     JobChanges,
     JobOptions,
     Payload,
+    Span,
     is_terminal,
     new_filter,
     new_job,
     to_duration,
+    to_seconds,
     to_timestamp,
 )
 from jobsvc.client.errors import CallFailed, call_failed
@@ -195,27 +198,31 @@ class Client:
             self._stub.CancelJob, CancelJobRequest(job_id=job_id, reason=reason)
         ).job
 
-    def result(self, job_id: str, wait: float = 0.0) -> GetResultResponse:
-        """How the job ended, or its state alone if it has not after `wait` (0 to 50) seconds."""
+    def result(self, job_id: str, wait: Span = 0.0) -> GetResultResponse:
+        """How the job ended, or its state alone if it has not after `wait` (0 to 50 seconds). What
+        its handler returned is `from_value(answer.result)`, which raises where there is none."""
         request = GetResultRequest(job_id=job_id)
+        longest = to_seconds(wait)
 
         def shorten(left: float) -> None:
             # A second try is not to wait longer than what the first has left.
-            seconds = max(0.0, min(wait, left - self._timeout))
+            seconds = max(0.0, min(longest, left - self._timeout))
             request.wait.CopyFrom(to_duration(seconds))
 
-        return self._calls.call(self._stub.GetResult, request, wait, shorten if wait else None)
+        prepare = shorten if longest else None
+        return self._calls.call(self._stub.GetResult, request, longest, prepare)
 
-    def wait(self, job_id: str, timeout: float | None = None) -> GetResultResponse:
-        """How the job ended, once it has. Raises TimeoutError if that takes `timeout` seconds."""
-        deadline = None if timeout is None else self._clock.time() + timeout
+    def wait(self, job_id: str, timeout: Span | None = None) -> GetResultResponse:
+        """How the job ended, once it has. Raises TimeoutError if that takes `timeout`."""
+        longest = math.inf if timeout is None else to_seconds(timeout)
+        deadline = self._clock.time() + longest
         while True:
-            left = WAIT_SECONDS_MAX if deadline is None else deadline - self._clock.time()
+            left = deadline - self._clock.time()
             answer = self.result(job_id, wait=min(WAIT_SECONDS_MAX, max(0.0, left)))
             if is_terminal(answer.state):
                 return answer
-            if deadline is not None and self._clock.time() >= deadline:
-                raise TimeoutError(f"job {job_id} has not ended after {timeout} s")
+            if self._clock.time() >= deadline:
+                raise TimeoutError(f"job {job_id} has not ended after {longest:g} s")
 
     def events(
         self, job_id: str, after_sequence: int = 0, page_size: int = 0
@@ -236,20 +243,21 @@ class Client:
         job_id: str,
         after_sequence: int = 0,
         *,
-        heartbeat_interval: float = HEARTBEAT_SECONDS,
+        heartbeat_interval: Span = HEARTBEAT_SECONDS,
     ) -> Iterator[JobEvent]:
         """Every event after `after_sequence`, once and in order, as they happen, until the job has
         ended. Resumes by itself when the stream breaks or falls silent."""
+        interval = to_seconds(heartbeat_interval)
         outage = self._calls.outage()
         while True:
             request = WatchJobRequest(
                 job_id=job_id,
                 after_sequence=after_sequence,
-                heartbeat_interval=to_duration(heartbeat_interval),
+                heartbeat_interval=to_duration(interval),
             )
             ended = True  # holds for a stream without events: the last one was seen already
             try:
-                messages = self._calls.stream(self._stub.WatchJob, request, heartbeat_interval)
+                messages = self._calls.stream(self._stub.WatchJob, request, interval)
                 with closing(messages):
                     for message in messages:
                         outage.heard()
@@ -274,22 +282,23 @@ class Client:
         self,
         resume_token: str = "",
         *,
-        heartbeat_interval: float = HEARTBEAT_SECONDS,
+        heartbeat_interval: Span = HEARTBEAT_SECONDS,
         **wanted: Unpack[FilterOptions],
     ) -> Iterator[tuple[JobEvent | None, str]]:
         """The events of every job that matches, as they happen and without an end: from now on,
         or from where a `resume_token` stood. Each comes with the token that stands behind it;
         None in place of an event says that the stream is alive, and has moved on. Resumes by
         itself when the stream breaks or falls silent."""
+        interval = to_seconds(heartbeat_interval)
         outage = self._calls.outage()
         request = WatchJobsRequest(
             filter=new_filter(**wanted),
             resume_token=resume_token,
-            heartbeat_interval=to_duration(heartbeat_interval),
+            heartbeat_interval=to_duration(interval),
         )
         while True:
             try:
-                messages = self._calls.stream(self._stub.WatchJobs, request, heartbeat_interval)
+                messages = self._calls.stream(self._stub.WatchJobs, request, interval)
                 with closing(messages):
                     for message in messages:
                         outage.heard()

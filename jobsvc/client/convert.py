@@ -4,50 +4,64 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, TypedDict, Unpack
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Protocol, TypedDict, Unpack
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from generated.jobsvc.v1 import job_pb2
 from generated.jobsvc.v1.job_service_pb2 import SubmitJobRequest
 from jobsvc.client.keywords import known_keywords
+from jobsvc.settings import parse_span
 
 INTEGER_MAX = 2**53
 _LEVELS_MAX = 32
+_SPAN_SECONDS_MAX = 315_576_000_000  # of a google.protobuf.Duration
 _TERMINAL = frozenset(
     {job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED}
 )
 
-Payload = Mapping[str, object] | bytes
+_BYTES = (bytes, bytearray, memoryview)
+
+
+class Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+# A JSON object, or bytes. In the object, at any depth, whatever Pydantic has a JSON form for.
+Payload = Mapping[str, object] | BaseModel | Dataclass | bytes | bytearray | memoryview
+# Seconds, or text such as 500ms, 30s, 5m, 2h.
+Span = float | timedelta | str
 
 
 class JobOptions(TypedDict, total=False):
     """What a job can be submitted with; what is left out has the service's default.
 
-    Spans are seconds; times are datetimes with a time zone. `content_type` goes with a payload of
-    bytes.
+    Spans are seconds, timedeltas or texts such as `5m`; times are datetimes with a time zone.
+    `content_type` goes with a payload of bytes.
     """
 
     content_type: str
     queue: str
     priority: int
     schedule_time: datetime
-    delay: float
+    delay: Span
     expire_time: datetime
-    ttl: float
+    ttl: Span
     max_attempts: int
     retry_policy: job_pb2.RetryPolicy
-    timeout: float
+    timeout: Span
     idempotency_key: str
     unique: job_pb2.Unique
     concurrency: job_pb2.Concurrency
-    retention: float
+    retention: Span
     labels: Mapping[str, str]
     validate_only: bool
 
@@ -82,7 +96,11 @@ def new_job(
     job_type: str, payload: Payload | None = None, **options: Unpack[JobOptions]
 ) -> SubmitJobRequest:
     """A request to submit a job. Raises ValueError for a payload that JSON cannot hold exactly
-    and for a time without a zone; the service checks all else."""
+    and for a time without a zone; the service checks all else.
+
+    Models and dataclasses go as Pydantic's JSON mode has them, by alias: as they are validated at
+    the other end.
+    """
     request = SubmitJobRequest(
         job_type=job_type,
         queue=options.get("queue", ""),
@@ -95,10 +113,10 @@ def new_job(
         labels=dict(options.get("labels", {})),
         validate_only=options.get("validate_only", False),
     )
-    if "content_type" in options and not isinstance(payload, bytes):
+    if "content_type" in options and not isinstance(payload, _BYTES):
         raise ValueError("content_type goes with a payload of bytes")
-    if isinstance(payload, bytes):
-        request.payload_blob.data = payload
+    if isinstance(payload, _BYTES):
+        request.payload_blob.data = bytes(payload)
         request.payload_blob.content_type = options.get("content_type", "application/octet-stream")
     elif payload is not None:
         request.payload.CopyFrom(to_struct(payload))
@@ -108,9 +126,9 @@ def new_job(
         "timeout": options.get("timeout"),
         "retention": options.get("retention"),
     }
-    for name, seconds in spans.items():
-        if seconds is not None:
-            getattr(request, name).CopyFrom(to_duration(seconds))
+    for name, span in spans.items():
+        if span is not None:
+            getattr(request, name).CopyFrom(to_duration(span))
     moments = {
         "schedule_time": options.get("schedule_time"),
         "expire_time": options.get("expire_time"),
@@ -148,9 +166,25 @@ def new_filter(**wanted: Unpack[FilterOptions]) -> job_pb2.JobFilter:
     return message
 
 
-def to_duration(seconds: float) -> Duration:
+def to_seconds(span: Span) -> float:
+    """Raises ValueError for what is no span, and for one that no Duration can hold."""
+    if isinstance(span, timedelta):
+        seconds = span.total_seconds()
+    elif isinstance(span, str):
+        try:
+            seconds = parse_span(span)
+        except ValueError as error:
+            raise ValueError(f"{span!r} is {error}") from None
+    else:
+        seconds = span
+    if not abs(seconds) <= _SPAN_SECONDS_MAX:  # nor is NaN
+        raise ValueError(f"{span!r} is no span of up to 10,000 years")
+    return seconds
+
+
+def to_duration(span: Span) -> Duration:
     duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
+    duration.FromNanoseconds(round(to_seconds(span) * 1e9))
     return duration
 
 
@@ -158,14 +192,19 @@ def to_timestamp(moment: datetime) -> Timestamp:
     if moment.tzinfo is None:
         raise ValueError(f"{moment} has no time zone")
     timestamp = Timestamp()
-    timestamp.FromDatetime(moment)
+    try:
+        timestamp.FromDatetime(moment)
+    except OverflowError:
+        raise ValueError(f"{moment} leads out of the years 1 to 9999") from None
     return timestamp
 
 
-def to_struct(data: Mapping[str, object]) -> Struct:
+def to_struct(data: object) -> Struct:
     """Raises ValueError for what a Struct cannot hold exactly."""
     value = Value()
     _fill(value, data, level=1)
+    if value.WhichOneof("kind") != "struct_value":
+        raise ValueError(f"a payload is a JSON object or bytes, and not {type(data).__name__}")
     return value.struct_value
 
 
@@ -186,12 +225,27 @@ def _fill(value: Value, data: object, level: int) -> None:
             if not isinstance(key, str):
                 raise ValueError(f"{key!r} is no key of a JSON object: not a string")
             _fill(value.struct_value.fields[key], item, level + 1)
-    elif isinstance(data, Sequence) and not isinstance(data, bytes | bytearray):
+    elif isinstance(data, Sequence) and not isinstance(data, _BYTES):
         value.list_value.SetInParent()
         for item in data:
             _fill(value.list_value.values.add(), item, level + 1)
     else:
-        raise ValueError(f"{type(data).__name__} is no JSON value")
+        _fill(value, _dump(data), level)
+
+
+def _dump(data: object) -> object:
+    """What Pydantic's JSON mode makes of something that is not JSON, as of a handler's result."""
+    name = type(data).__name__
+    # Bytes would be text by chance at most; who iterates what has a state is to say so.
+    if isinstance(data, (*_BYTES, Iterator, AsyncIterator)):
+        raise ValueError(f"{name} is no JSON value")
+    try:
+        dumped = to_jsonable_python(data, inf_nan_mode="constants")
+    except ValueError as error:
+        raise ValueError(f"{name} is no JSON value: {error}") from error
+    if not isinstance(dumped, (str, int, float, dict, list, type(None))):
+        raise ValueError(f"{name} is no JSON value: its serializer gives none")
+    return dumped
 
 
 def _number(number: float) -> float:
@@ -203,12 +257,22 @@ def _number(number: float) -> float:
 
 
 def from_value(value: Value) -> object:
-    """Plain Python data; whole numbers up to 2^53 are int."""
+    """Plain Python data; whole numbers up to 2^53 are int.
+
+    Raises ValueError for a Value that was never set, as the `result` of a job that has not ended,
+    has failed, or has bytes for a result: None is what a handler has returned.
+    """
+    if value.WhichOneof("kind") is None:
+        raise ValueError("there is no value: see the answer's `state`, `error` and `result_blob`")
+    return _plain(value)
+
+
+def _plain(value: Value) -> object:
     kind = value.WhichOneof("kind")
     if kind == "struct_value":
-        return {key: from_value(item) for key, item in value.struct_value.fields.items()}
+        return {key: _plain(item) for key, item in value.struct_value.fields.items()}
     if kind == "list_value":
-        return [from_value(item) for item in value.list_value.values]
+        return [_plain(item) for item in value.list_value.values]
     if kind == "number_value":
         return _plain_number(value.number_value)
     if kind == "string_value":
