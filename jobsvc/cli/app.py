@@ -1,5 +1,6 @@
 """The `jobsvc` command. Exit codes: 0 fine, and for what follows a job to its end 0 SUCCEEDED,
-1 FAILED, 3 CANCELLED; 2 usage; 4 the server said no, or could not be reached.
+1 FAILED, 3 CANCELLED; 2 usage; 4 the server said no, or could not be reached; 5 a wait for a result
+ran out; 74 stdout could not be written.
 
 Servers and workers are imported by the commands that start them: a client command is not to wait
 for what it does not use.

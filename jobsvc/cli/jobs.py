@@ -27,10 +27,10 @@ from jobsvc.cli.options import (
     SomeJobId,
     Wanted,
     Watch,
-    checked,
     with_options,
 )
 from jobsvc.cli.output import Format
+from jobsvc.cli.waiting import Patience
 from jobsvc.client import (
     BulkResponse,
     Client,
@@ -49,6 +49,7 @@ MaxCount = Annotated[int, typer.Option(metavar="N", help="How many jobs at most;
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask, on a terminal, whether to go on.")]
 
 
+NOT_ENDED = 5  # of a wait that ran out
 BULK_HELP = "One job by its id, or all that the options name."
 
 
@@ -75,11 +76,14 @@ def submit(
     payload = inputs.payload(json)
     options = _job_options(queue, priority, delay, key, label)
     with server.open() as client:
-        job = checked(lambda: client.submit(job_type, payload, **options)).job
+        job = client.submit(job_type, payload, **options).job
         as_json = output_format is Format.JSON
         if wait:
             output.note(job.job_id)
-            raise typer.Exit(_print_result(client.wait(job.job_id), as_json))
+            with Patience(client) as patience:
+                patience.start(job.job_id)
+                found = client.wait(job.job_id)
+            raise typer.Exit(_print_result(found, as_json))
         if watch and as_json:
             output.note(job.job_id)
         elif as_json:
@@ -108,16 +112,15 @@ def run(
     options = _job_options(queue, priority, delay, key, label)
     chosen = output.format_or_default(output_format)
     result = GetResultResponse()
-    with server.open() as client, output.following(chosen) as view:
-        messages = client.run(job_type, payload, **options)
-        # The first step makes the request, and says so where it cannot be made.
-        message = checked(lambda: next(messages, None))
-        while message is not None:
+    with server.open() as client, output.following(chosen) as view, Patience(client) as patience:
+        for message in client.run(job_type, payload, **options):
             if isinstance(message, GetResultResponse):
                 result = message
-            else:
-                view.show(message)
-            message = next(messages, None)
+                break
+            if message.sequence == 1:
+                output.note(message.job_id)
+            patience.heard(message)
+            view.show(message)
     raise typer.Exit(_print_result(result, chosen is Format.JSON))
 
 
@@ -190,12 +193,13 @@ def result(
     ] = None,
     output_format: Output = None,
 ) -> None:
-    """Print how a job ended."""
+    """Print how a job ended. Exit code 5 where it has not, after --wait."""
     seconds = inputs.span(wait, "--wait") or 0.0
     with server.open() as client:
         found = client.result(job_id, seconds)
     as_json = output.format_or_default(output_format) is Format.JSON
-    raise typer.Exit(_print_result(found, as_json))
+    code = _print_result(found, as_json)
+    raise typer.Exit(NOT_ENDED if seconds and not is_terminal(found.state) else code)
 
 
 @app.command("list")
@@ -380,8 +384,9 @@ def _print_result(result: GetResultResponse, as_json: bool) -> int:
 def _follow(client: Client, job_id: str, after_sequence: int, chosen: Format) -> int:
     """The exit code, once the job has ended."""
     state = 0
-    with output.following(chosen) as view:
+    with output.following(chosen) as view, Patience(client) as patience:
         for event in client.watch(job_id, after_sequence):
+            patience.heard(event)
             view.show(event)
             state = event.state
     if not is_terminal(state):  # the last event was seen already

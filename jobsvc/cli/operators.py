@@ -8,10 +8,16 @@ import typer
 
 from jobsvc.cli import inputs, output, tables
 from jobsvc.cli.options import Connection, Output, Wanted, Watch, with_options
+from jobsvc.cli.output import Format
 from jobsvc.client import Client, QueueChanges
+from jobsvc.client import Queue as QueueMessage
+from jobsvc.core.states import JobState
 
 app = typer.Typer()
 queues = typer.Typer(help="List queues, pause and resume them, limit them.", no_args_is_help=True)
+
+# What has failed and may matter still: neither SUCCEEDED nor CANCELLED.
+UNRESOLVED = [state for state in JobState if state not in {JobState.SUCCEEDED, JobState.CANCELLED}]
 
 QueueName = Annotated[str, typer.Argument(metavar="QUEUE", show_default=False)]
 
@@ -32,11 +38,14 @@ def workers(server: Connection, watch: Watch = False, output_format: Output = No
 def failures(
     server: Connection, wanted: Wanted, watch: Watch = False, output_format: Output = None
 ) -> None:
-    """Group failures by job type and error type, most jobs first."""
+    """Group failures by job type and error type, most jobs first: of jobs that have neither
+    succeeded since nor been cancelled, unless --state says which."""
     chosen = output.format_or_default(output_format)
+    options = wanted.options
+    options.setdefault("states", UNRESOLVED)
 
     def show(client: Client) -> None:
-        tables.show(client.admin.failures(**wanted.options), chosen, tables.FAILURES)
+        tables.show(client.admin.failures(**options), chosen, tables.FAILURES)
 
     with server.open() as client:
         output.again_and_again(lambda: show(client), watch)
@@ -58,7 +67,7 @@ def list_queues(server: Connection, watch: Watch = False, output_format: Output 
 def pause(server: Connection, queue: QueueName, output_format: Output = None) -> None:
     """Start no more jobs of a queue; those that run go on."""
     with server.open() as client:
-        output.resource(client.admin.pause_queue(queue), output.format_or_default(output_format))
+        _show_queue(client.admin.pause_queue(queue), output_format)
 
 
 @queues.command()
@@ -66,7 +75,7 @@ def pause(server: Connection, queue: QueueName, output_format: Output = None) ->
 def resume(server: Connection, queue: QueueName, output_format: Output = None) -> None:
     """Start jobs of a queue again."""
     with server.open() as client:
-        output.resource(client.admin.resume_queue(queue), output.format_or_default(output_format))
+        _show_queue(client.admin.resume_queue(queue), output_format)
 
 
 @queues.command()
@@ -92,5 +101,12 @@ def update(
     if not changes:
         raise typer.BadParameter("say what to change: --max-running or --rate-limit")
     with server.open() as client:
-        changed = client.admin.update_queue(queue, **changes)
-    output.resource(changed, output.format_or_default(output_format))
+        _show_queue(client.admin.update_queue(queue, **changes), output_format)
+
+
+def _show_queue(queue: QueueMessage, output_format: Format | None) -> None:
+    jobs = (queue.scheduled_count, queue.queued_count, queue.running_count, queue.retrying_count)
+    if not any(jobs) and not queue.live_worker_count:
+        # It was made by this, if it was a typo, as a queue may be held back before its first job.
+        output.note(f"nobody consumes the queue {queue.name!r}, and no job is in it: is it meant?")
+    output.resource(queue, output.format_or_default(output_format))

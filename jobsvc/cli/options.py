@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
@@ -80,11 +81,17 @@ class Connection:
     client_key: ClientKey = None
     tls_server_name: TlsServerName = None
 
-    def open(self) -> Client:
+    @contextmanager
+    def open(self) -> Iterator[Client]:
+        """A client; what makes no request that could be sent is a usage error."""
         file = self.token_file
         token = None if file is None else inputs.file_text(file, "--token-file")
         settings = self._settings(token)
-        return self._client(settings, settings.token, CALL_SECONDS_MAX)
+        with self._client(settings, settings.token, CALL_SECONDS_MAX) as client:
+            try:
+                yield client
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from error
 
     def open_for_health(self) -> Client:
         """Needs no token, and shows none."""

@@ -34,6 +34,7 @@ AGAIN_SECONDS = 2.0
 # What a shell reports for a program that SIGPIPE, or SIGINT, ended.
 _BROKEN_PIPE = 141
 _INTERRUPTED = 130
+_NOT_WRITTEN = 74  # EX_IOERR of sysexits.h
 _CLEAR_LINE_SHOW_CURSOR = b"\r\x1b[2K\x1b[?25h"
 
 
@@ -56,10 +57,13 @@ def line(text: str) -> None:
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # The interpreter flushes once more on its way out, and is not to complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(_BROKEN_PIPE) from None
+        if isinstance(error, BrokenPipeError):
+            raise typer.Exit(_BROKEN_PIPE) from None
+        note(f"cannot write to stdout: {error.strerror}")
+        raise typer.Exit(_NOT_WRITTEN) from None
 
 
 def end_on_interrupt() -> None:

@@ -143,7 +143,7 @@ def update(
             found = inputs.payload(payload)
             before = client.schedules.get(schedule_id)
             changed.request.CopyFrom(before.request)
-            new = checked(lambda: new_job(before.request.job_type, found))
+            new = new_job(before.request.job_type, found)
             changed.request.payload.CopyFrom(new.payload)
             changed.etag = etag or before.etag
             paths.append("request")

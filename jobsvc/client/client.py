@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -58,6 +59,7 @@ from jobsvc.client.schedules import Schedules
 
 WAIT_SECONDS_MAX = 50.0  # of one GetResult
 HEARTBEAT_SECONDS = 15.0
+_TOKEN = re.compile(r"[!-~]+")  # anything else cannot be in a header, or is cut off it
 
 
 class Client:
@@ -89,6 +91,10 @@ class Client:
     ) -> None:
         """Connects to nothing yet. Raises ValueError for options that do not go together, and for
         files that are not what they should be."""
+        if token and not _TOKEN.fullmatch(token):
+            raise ValueError(
+                "the token has a character that no token has: a space, or the end of a line (\\r)?"
+            )
         self._own_channel = channel is None
         if channel is None:
             if token and not (tls_ca or insecure or is_local(address)):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -13,12 +17,14 @@ from generated.jobsvc.v1 import job_pb2
 from generated.jobsvc.v1.job_pb2 import Blob
 from generated.jobsvc.v1.job_service_pb2 import (
     CancelJobResponse,
+    ExplainJobResponse,
     GetJobResponse,
     GetResultResponse,
     ListJobEventsResponse,
     RunJobResponse,
     SubmitJobResponse,
 )
+from tests.harness.wait import until
 from tests.unit.cli.conftest import Refusal, Run, Script
 from tests.unit.cli.examples import ENDS, JOB_ID, history, job, result, stream
 
@@ -116,6 +122,7 @@ def test_run_prints_events_and_the_result(script: Script, jobsvc: Run, end: str)
     lines = [json.loads(line) for line in ended.lines]
     assert [line.get("sequence") for line in lines] == ["1", "2", "3", "4", "5", None]
     assert lines[-1]["state"] == f"JOB_STATE_{end}"
+    assert ended.err == JOB_ID + "\n"
     (request,) = script.requests
     assert dict(request.request.payload) == {"a": 1}
 
@@ -192,6 +199,42 @@ def test_result_of_a_job_that_has_not_ended(script: Script, jobsvc: Run) -> None
     ended = jobsvc("result", JOB_ID, "--output", "table")
     assert (ended.code, ended.out) == (0, "")
     assert ended.err == f"job {JOB_ID} is RUNNING\n"
+
+
+def test_a_wait_that_ran_out_has_an_exit_code_of_its_own(script: Script, jobsvc: Run) -> None:
+    script.answers["GetResult"] = GetResultResponse(job_id=JOB_ID, state=job_pb2.JOB_STATE_RUNNING)
+    ended = jobsvc("result", JOB_ID, "--wait", "1s")
+    assert (ended.code, ended.json["state"]) == (5, "JOB_STATE_RUNNING")
+    assert jobsvc("result", JOB_ID).code == 0
+
+
+@pytest.mark.parametrize("command", ["run", "submit --watch", "submit --wait", "watch"])
+def test_whoever_waits_is_told_why_nothing_happens(
+    submitted: Script, jobsvc: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("jobsvc.cli.waiting.SILENCE_SECONDS", 0.01)
+    said = io.StringIO()
+    monkeypatch.setattr("sys.stderr", said)
+    why = "waits: NO_WORKER: no live worker knows the type t\n"
+
+    def once_told(*messages: Any) -> Iterator[Any]:
+        until(lambda: why in said.getvalue(), 20, "the reason")
+        yield from messages
+
+    first, *rest = history()
+    submitted.answers["ExplainJob"] = ExplainJobResponse(
+        reason=job_pb2.WAIT_REASON_NO_WORKER, message="no live worker knows the type t"
+    )
+    submitted.answers["RunJob"] = chain(
+        [RunJobResponse(event=first)],
+        once_told(
+            *[RunJobResponse(event=event) for event in rest], RunJobResponse(result=result())
+        ),
+    )
+    submitted.answers["WatchJob"] = chain(stream()[:2], once_told(*stream()[2:]))
+    submitted.answers["GetResult"] = lambda: next(once_told(result()))
+    assert jobsvc(*command.split(), "t").code == 0
+    assert said.getvalue().count(why) == 1
 
 
 def test_result_of_every_kind(script: Script, jobsvc: Run) -> None:
@@ -290,8 +333,18 @@ def test_the_token(script: Script, jobsvc: Run, tmp_path: Path) -> None:
         (["get", JOB_ID, "--output", "xml"], "xml"),
         (["get", "\udcff"], "not UTF-8"),
         (["dance"], "dance"),
+        (["list", "--created-after", "99999999h"], "leads out of the years"),
+        (["list", "--created-after", "0001-01-01T00:00:00+23:00"], "leads out of the years"),
+        (["update", JOB_ID, "--schedule-time", "99999999h"], "leads out of the years"),
+        (["submit", "t", "--delay", "99999999999h"], "10,000 years"),
+        (["result", JOB_ID, "--wait", "9" * 400 + "h"], "10,000 years"),
+        (["update", JOB_ID, "--priority", "99999999999"], "range"),
+        (["watch", JOB_ID, "--after-sequence", "9" * 20], "range"),
+        (["retry", "--state", "failed", "--max-count", "99999999999"], "range"),
+        (["queues", "update", "q", "--max-running", "99999999999"], "range"),
+        (["queues", "update", "q", "--rate-limit", "9" * 20 + "/5m"], "range"),
     ],
-    ids=range(30),
+    ids=range(40),
 )
 def test_wrong_usage_is_exit_code_2(jobsvc: Run, words: list[str], message: str) -> None:
     ended = jobsvc(*words)

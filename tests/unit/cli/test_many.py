@@ -50,9 +50,9 @@ ANSWERS: dict[str, Any] = {
             )
         ]
     ),
-    "PauseQueue": admin.PauseQueueResponse(queue=admin.Queue(name="q", paused=True)),
-    "ResumeQueue": admin.ResumeQueueResponse(queue=admin.Queue(name="q")),
-    "UpdateQueue": admin.UpdateQueueResponse(queue=admin.Queue(name="q", max_running=3)),
+    "PauseQueue": admin.PauseQueueResponse(queue=admin.Queue(name="q", live_worker_count=1)),
+    "ResumeQueue": admin.ResumeQueueResponse(queue=admin.Queue(name="q", queued_count=1)),
+    "UpdateQueue": admin.UpdateQueueResponse(queue=admin.Queue(name="q", running_count=1)),
     "ListWorkers": admin.ListWorkersResponse(
         workers=[admin.Worker(worker_id="w", concurrency=4, running_job_ids=[JOB_ID])]
     ),
@@ -130,7 +130,19 @@ SENT: list[tuple[str, dict[str, Any]]] = [
     ("delete --type t --yes", {"filter": {"job_types": ["t"]}}),
     ("types", {}),
     ("workers", {}),
-    ("failures --type t", {"filter": {"job_types": ["t"]}}),
+    (
+        "failures --type t",
+        {
+            "filter": {
+                "job_types": ["t"],
+                "states": [
+                    f"JOB_STATE_{name}"
+                    for name in ("SCHEDULED", "QUEUED", "RUNNING", "RETRYING", "FAILED")
+                ],
+            }
+        },
+    ),
+    ("failures --state succeeded", {"filter": {"states": ["JOB_STATE_SUCCEEDED"]}}),
     ("queues list", {}),
     ("queues pause q", {"queue": "q"}),
     ("queues resume q", {"queue": "q"}),
@@ -319,3 +331,15 @@ def test_watching_all_jobs(script: Script, jobsvc: Run) -> None:
     ]
     assert ended.err.splitlines()[0] == "to go on from here: --resume-token t5"
     assert [request.resume_token for request in script.requests][:2] == ["", "t5"]
+
+
+@pytest.mark.parametrize("words", ["pause", "resume", "update --max-running 3"])
+def test_a_queue_that_nobody_uses_is_pointed_out(script: Script, jobsvc: Run, words: str) -> None:
+    verb, *options = words.split()
+    made = admin.Queue(name="typo")
+    script.answers["PauseQueue"] = admin.PauseQueueResponse(queue=made)
+    script.answers["ResumeQueue"] = admin.ResumeQueueResponse(queue=made)
+    script.answers["UpdateQueue"] = admin.UpdateQueueResponse(queue=made)
+    ended = jobsvc("queues", verb, "typo", *options)
+    assert (ended.code, ended.json) == (0, {"name": "typo"})
+    assert ended.err == "nobody consumes the queue 'typo', and no job is in it: is it meant?\n"

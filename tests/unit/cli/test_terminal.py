@@ -184,3 +184,14 @@ def test_a_reader_that_went_away_ends_a_watch_quietly(
         gone.set()
         assert process.wait(20) == 141
         assert process.stderr.read() == b""
+
+
+def test_a_full_stdout_is_one_line(script: Script, environ: dict[str, str]) -> None:
+    script.answers["GetJob"] = GetJobResponse(job=job())
+    with open("/dev/full", "wb") as full:
+        command = [*JOBSVC, "get", JOB_ID]
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, env=environ, check=False
+        )
+    assert done.returncode == 74
+    assert done.stderr == b"cannot write to stdout: No space left on device\n"

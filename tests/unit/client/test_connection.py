@@ -27,6 +27,13 @@ def test_a_token_may_be_sent_within_the_machine(address: str) -> None:
     Client(address, token="t0ken").close()
 
 
+@pytest.mark.parametrize("token", ["t0k\r", "t0k\n", " t0k", "t0 k", "tök", "t\x7f"], ids=repr)
+def test_what_cannot_be_a_token_is_said_and_not_shown(token: str) -> None:
+    with pytest.raises(ValueError, match="has a character that no token has") as caught:
+        Client(token=token)
+    assert token not in str(caught.value)
+
+
 def test_the_owner_of_a_channel_answers_for_it() -> None:
     with grpc.insecure_channel("jobs.internal:1") as channel:
         Client(channel=channel, token="t0ken").close()
