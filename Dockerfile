@@ -72,5 +72,5 @@ FROM runtime AS server
 ENV JOBSVC_LISTEN=0.0.0.0:50051
 EXPOSE 50051 9464
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["jobsvc", "healthcheck"]
+    CMD ["jobsvc", "healthcheck", "--url", "http://127.0.0.1:9464/readyz"]
 CMD ["server"]

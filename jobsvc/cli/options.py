@@ -15,13 +15,13 @@ import typer
 
 from jobsvc import settings as configuration
 from jobsvc.cli import inputs
+from jobsvc.cli.health import HEALTH_SECONDS_MAX
 from jobsvc.cli.output import Format, end_on_interrupt
 from jobsvc.client import Client, FilterOptions
 from jobsvc.core.states import JobState
 from jobsvc.settings import ClientSettings
 
 CALL_SECONDS_MAX = 10.0  # with all its tries
-HEALTH_SECONDS_MAX = 3.0
 
 T = TypeVar("T")
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 
 from jobsvc import settings as configuration
-from jobsvc.cli import output
+from jobsvc.cli import health, output
 from jobsvc.cli.options import (
-    HEALTH_SECONDS_MAX,
     Address,
     ClientCert,
     ClientKey,
@@ -150,7 +146,7 @@ def healthcheck(
     )
     found = _ask_grpc(server) if url is None else _ask_http(url)
     output.note(found)
-    raise typer.Exit(0 if found == "SERVING" else FAILED)
+    raise typer.Exit(0 if found == health.SERVING else FAILED)
 
 
 def _ask_grpc(server: Connection) -> str:
@@ -162,13 +158,7 @@ def _ask_grpc(server: Connection) -> str:
 
 
 def _ask_http(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise typer.BadParameter("not an http:// or https:// URL", param_hint="--url")
     try:
-        probe = url if urlsplit(url).path.strip("/") else url.rstrip("/") + "/livez"
-        with urllib.request.urlopen(probe, timeout=HEALTH_SECONDS_MAX):  # noqa: S310 - seen to be http
-            return "SERVING"
-    except urllib.error.HTTPError as error:
-        return f"{error.code} {error.reason}"
-    except OSError as error:
-        return str(error)
+        return health.ask(url)
+    except health.BadURL as error:
+        raise typer.BadParameter(str(error), param_hint="--url") from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -147,3 +149,19 @@ def test_health_by_url(run: Run, probe: str) -> None:
     assert run("healthcheck", "--url", "http://127.0.0.1:1").code == 1
     assert run("healthcheck", "--url", "file:///etc").code == 2
     assert run("healthcheck", "--url", probe, "--address", "127.0.0.1:1").code == 2
+
+
+def test_a_health_check_by_url_imports_next_to_nothing(probe: str) -> None:
+    """Containers ask every ten seconds, each time in a process of its own."""
+    program = (
+        "import sys; from jobsvc.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: print(e.code, *sorted(sys.modules))"
+    )
+    command = [sys.executable, "-c", program, "healthcheck", "--url"]
+    for path, code in (("/livez", "0"), ("/readyz", "1")):
+        asked = [*command, probe + path]
+        told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()
+        assert told[0] == code
+        heavy = {"grpc", "pydantic", "typer", "jobsvc.cli.app", "google.protobuf", "urllib.request"}
+        assert heavy.isdisjoint(told)

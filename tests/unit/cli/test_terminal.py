@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,7 +189,7 @@ def test_a_reader_that_went_away_ends_a_watch_quietly(
 
 def test_a_full_stdout_is_one_line(script: Script, environ: dict[str, str]) -> None:
     script.answers["GetJob"] = GetJobResponse(job=job())
-    with open("/dev/full", "wb") as full:
+    with Path("/dev/full").open("wb") as full:
         command = [*JOBSVC, "get", JOB_ID]
         done = subprocess.run(
             command, stdout=full, stderr=subprocess.PIPE, env=environ, check=False
