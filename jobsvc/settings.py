@@ -8,6 +8,7 @@ set, except JOBSVC_METRICS_LISTEN, where empty means off.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -66,6 +67,18 @@ def parse_span(text: str) -> float:
     if match is None:
         raise ValueError("not a span such as 500ms, 30s, 2m or 1h")
     return float(match[1]) * _SECONDS[match[2]]
+
+
+def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """The cores that this process may use: by its affinity, and by the limit of its container
+    (`quota` is a file of cgroup v2: microseconds, or `max`, of each period)."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        share, period = quota.read_text(encoding="ascii").split()
+    except OSError:  # no such limit on this system
+        return cores
+    return cores if share == "max" else max(1, min(cores, math.ceil(int(share) / int(period))))
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -137,7 +150,7 @@ class Settings(_Model):
     metrics_listen: str = METRICS_LISTEN
     handlers: Names = ("worker.handlers",)
     queues: Names = ("default",)
-    concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1000)
+    concurrency: int = Field(default_factory=usable_cores, ge=1, le=1000)
     isolation: Literal["process", "thread"] = "process"
     child_jobs: int = Field(default=10_000, ge=1, le=1_000_000_000)
     child_age: Annotated[float, BeforeValidator(_span), Field(ge=0)] = 0.0

@@ -233,7 +233,7 @@ class _Probe(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         vitals = self.server.vitals
-        match self.path:
+        match self.path.partition("?")[0]:
             case "/metrics":
                 body = prometheus_client.generate_latest(vitals.registry)
                 self._answer(HTTPStatus.OK, body, prometheus_client.CONTENT_TYPE_LATEST)
@@ -243,6 +243,8 @@ class _Probe(BaseHTTPRequestHandler):
                 self._judge(vitals.ready(), "ready")
             case _:
                 self._answer(HTTPStatus.NOT_FOUND, b"not found\n")
+
+    do_HEAD = do_GET  # noqa: N815 - named by the standard library
 
     def _judge(self, well: bool, what: str) -> None:
         if well:
@@ -255,7 +257,8 @@ class _Probe(BaseHTTPRequestHandler):
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Probes come every few seconds and are no news."""

@@ -6,6 +6,7 @@ import _thread
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,8 @@ def load(modules: Sequence[str]) -> list[JobTypeInfo]:
         try:
             importlib.import_module(module)
         except BaseException as error:  # a module may raise anything, SystemExit too
-            message = f"cannot import handlers from {module!r}: {type(error).__name__}: {error}"
-            raise HandlersError(message) from error
+            what = f"{type(error).__name__}: {error}{_place(error)}"
+            raise HandlersError(f"cannot import handlers from {module!r}: {what}") from error
     if _thread.start_new_thread is not _start_new_thread:
         raise HandlersError(
             f"the handlers from {','.join(modules)} replace Python's threads (as"
@@ -102,6 +103,19 @@ def load(modules: Sequence[str]) -> list[JobTypeInfo]:
             " cancels and to report: leave them as they are (patch_all(thread=False))"
         )
     return [_describe(_definitions[name]) for name in sorted(_definitions)]
+
+
+# What is between `load` and the handlers in a traceback, beside the frozen parts of the import.
+_IMPORTERS = frozenset({__file__, importlib.__file__})
+
+
+def _place(error: BaseException) -> str:
+    """The line of the handlers, or of what they import, that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        if not frame.filename.startswith("<frozen ") and frame.filename not in _IMPORTERS:
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""  # it is not there at all, or its own text names the line (SyntaxError)
 
 
 def _describe(definition: JobDefinition) -> JobTypeInfo:

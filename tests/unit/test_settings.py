@@ -313,3 +313,19 @@ def test_settings_are_described_with_their_source(tmp_path: Path) -> None:
     assert by_name["JOBSVC_TOKENS"] == ("***", "environment")
     assert by_name["JOBSVC_TLS_CERT"] == ("", "default")
     assert len(by_name) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("max 100000", 3), ("200000 100000", 2), ("150000 100000", 2), ("5000 100000", 1),
+     ("900000 100000", 3), (None, 3)],
+)  # fmt: skip
+def test_as_many_jobs_at_once_as_there_are_cores_to_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 2, 5})
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    path = tmp_path / "cpu.max"
+    if quota is not None:
+        path.write_text(quota + "\n")
+    assert settings.usable_cores(path) == cores

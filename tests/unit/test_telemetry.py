@@ -180,9 +180,10 @@ def test_a_log_that_nobody_reads_stops_no_work() -> None:
         os.close(writer)
 
 
-def fetch(address: str, path: str) -> tuple[int, str]:
+def fetch(address: str, path: str, method: str = "GET") -> tuple[int, str]:
+    request = urllib.request.Request(f"http://{address}{path}", method=method)
     try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=5) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -205,6 +206,9 @@ def test_probes(host: str) -> None:
         live = False
         assert fetch(probes.address, "/livez") == (503, "not live\n")
         assert fetch(probes.address, "/else")[0] == 404
+        assert fetch(probes.address, "/readyz?verbose=1") == (200, "ok\n")
+        assert fetch(probes.address, "/readyz", "HEAD") == (200, "")
+        assert fetch(probes.address, "/livez?", "HEAD") == (503, "")
         status, metrics = fetch(probes.address, "/metrics")
         assert status == 200
         assert "process_resident_memory_bytes" in metrics
