@@ -52,7 +52,10 @@ def test_it_makes_a_host_ready_for_a_deploy(machine: Host, tmp_path: Path) -> No
     assert bootstrap(machine) == 0
 
     calls = machine.calls()
-    assert any(line.startswith("apt-get -qq install") and "docker.io" in line for line in calls)
+    assert any(
+        line.startswith("apt-get -qq install") and "docker.io docker-buildx" in line
+        for line in calls
+    )
     assert "usermod --append --groups docker deploy" in calls
     assert "systemctl enable --now jobsvc-backup.timer jobsvc-backup-check.timer" in calls
     keys = (tmp_path / "DEPLOY_HOME/.ssh/authorized_keys").read_text()
