@@ -6,6 +6,7 @@ class to its gRPC status.
     ├── Undecodable               the request's bytes are no message of its type
     ├── Unauthenticated           no token, or none that is known
     ├── ScopeMissing              a token that does not allow the call
+    ├── ServiceUnknown            asked of the health of a service that there is not
     ├── JobUnknown
     ├── JobStateForbids           the job's state does not allow what was asked
     ├── IdempotencyKeyReused      same key, another request
@@ -70,6 +71,11 @@ class Unauthenticated(JobsvcError):
 class ScopeMissing(JobsvcError):
     def __init__(self, method: str, scopes: Iterable[str]) -> None:
         super().__init__(f"{method} needs a token with the scope {' and '.join(sorted(scopes))}")
+
+
+class ServiceUnknown(JobsvcError):
+    def __init__(self) -> None:
+        super().__init__("no such service")
 
 
 class JobUnknown(JobsvcError):

@@ -171,7 +171,7 @@ class Service:
                 reached = False
             if reached is not self._serving:
                 self._serving = reached
-                await self._server.set_serving(reached)
+                self._server.set_serving(reached)
 
 
 def _server(settings: Settings, services: Services) -> Server:

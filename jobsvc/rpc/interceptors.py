@@ -11,10 +11,10 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NoReturn, Self, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
@@ -26,11 +26,15 @@ from jobsvc.errors import (
     InvalidRequest,
     JobsvcError,
     Undecodable,
-    WatcherTooSlow,
 )
 from jobsvc.rpc import status
 from jobsvc.rpc.access import Access, admitted
+from jobsvc.rpc.crowd import Crowd
+from jobsvc.rpc.intake import Intake, Receipt, RequestMissing
+from jobsvc.rpc.patience import WRITE_SECONDS_MAX, ClientGone, Patience
+from jobsvc.rpc.unread import Unread
 from jobsvc.telemetry import get_logger
+from jobsvc.tokens import ANONYMOUS
 from jobsvc.tracing import begin_call, call_trace
 
 log = get_logger(__name__)
@@ -40,8 +44,10 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 OURS = "/jobsvc.v1."
-WRITE_SECONDS_MAX = 20.0
+PUBLIC = "/"  # what the names of methods begin with that are not ours
 ABORT_SECONDS_MAX = 1.0
+LOOK_SECONDS = 0.25
+STUCK_BYTES = 128 * 1024  # of a stream that has ended: what its client has not read
 
 
 # Of the call that the running task serves; each look at its context makes them anew.
@@ -82,16 +88,13 @@ class _UnderWay:
             self.none.set()
 
 
-class _ClientGone(Exception):
-    """A write failed: nobody is left to tell."""
-
-
 class CallBoundary(grpc.aio.ServerInterceptor):
-    """Nothing leaves a call of ours but an answer, a status of jobsvc.rpc.status, or the end of a
-    call that the client has left.
+    """Nothing leaves a call but an answer, a status of jobsvc.rpc.status, or the end of a call that
+    the client has left.
 
-    A call that `access` does not admit is refused before anything else is looked at; a stream ends
-    when it is no longer allowed. The methods of others (health, reflection) pass through untouched.
+    A call of ours that `access` does not admit is refused before anything else is looked at; a
+    stream ends when it is no longer allowed. The methods that are not ours (health, reflection) are
+    for everybody, and so have limits of their own.
     """
 
     def __init__(
@@ -100,10 +103,16 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         *,
         write_seconds_max: float = WRITE_SECONDS_MAX,
         abort_seconds_max: float = ABORT_SECONDS_MAX,
+        intake: Intake | None = None,
+        unread: Unread | None = None,
+        crowd: Crowd | None = None,
     ) -> None:
         self.access = access
         self._write_seconds_max = write_seconds_max
         self._abort_seconds_max = abort_seconds_max
+        self._intake = intake or Intake()
+        self._unread = unread or Unread()
+        self._crowd = crowd or Crowd()
         self._handlers: dict[str, Handler] = {}
         self._draining = False
         self._under_way = _UnderWay()
@@ -120,21 +129,31 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         except TimeoutError:
             log.warning("calls cut off", calls=self._under_way.count)
 
+    async def follow(self) -> NoReturn:
+        """Ends what takes its clients too long: a request to come, an answer to be read."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self._intake.look()
+            self._unread.look()
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         path = handler_call_details.method
+        ours = path.startswith(OURS)
         name = path.removeprefix(OURS)
         known = self._handlers.get(name)
         if known is None:
             handler = await continuation(handler_call_details)
-            if handler is None or not path.startswith(OURS):
-                return handler
-            known = self._handlers[name] = self._wrap(name, handler)
+            if handler is None:
+                return None
+            known = self._handlers[name] = self._wrap(name, handler, public=not ours)
         metadata = handler_call_details.invocation_metadata or ()
         _metadata.set(metadata)
+        if not ours:
+            return known
         try:
             admitted.set(self.access.admit(name, metadata))
         except JobsvcError as error:
@@ -151,51 +170,109 @@ class CallBoundary(grpc.aio.ServerInterceptor):
 
         return grpc.stream_stream_rpc_method_handler(call)
 
-    def _wrap(self, name: str, handler: Handler) -> Handler:
-        """Bytes in, bytes out: all of the (de)serializing is done inside the boundary."""
+    def _wrap(self, name: str, handler: Handler, *, public: bool) -> Handler:
+        """Bytes in, bytes out: all of the (de)serializing is done inside the boundary. To grpc.aio
+        all requests are streams, or it would ask for them before anybody could say no."""
         decode = handler.request_deserializer
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
+        if not handler.response_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                self._unary(name, handler.unary_unary, decode)
+            )
+        if not public:
+            return grpc.stream_stream_rpc_method_handler(
                 self._stream(name, handler.unary_stream, decode)
             )
-        return grpc.unary_unary_rpc_method_handler(self._unary(name, handler.unary_unary, decode))
+        method = handler.stream_stream or _of_first(handler.unary_stream)
+        return grpc.stream_stream_rpc_method_handler(self._public_stream(name, method, decode))
 
     def _unary(self, name: str, method: Any, decode: Any) -> Any:
-        async def call(data: bytes, context: Context) -> bytes:
+        async def call(_requests: object, context: Context) -> bytes:
+            by = _by(context)
+            data, receipt = await self._received(name, by, context)
             with self._under_way:
                 start = time.monotonic()
-                call_trace.set(begin_call(name, _metadata.get()))
                 try:
                     self._begin(name)
                     response: Message = await method(_decoded(decode, data, name), context)
                     answer = response.SerializeToString()
+                    self._unread.add(by, len(answer))
                     _log_answered(name, start)
                     return answer
                 except BaseException as error:  # noqa: BLE001 - the boundary is for all of them
                     await self._end(name, start, error, context)
+                finally:
+                    self._intake.release(receipt)
 
         return call
 
     def _stream(self, name: str, method: Any, decode: Any) -> Any:
-        async def call(data: bytes, context: Context) -> None:
+        async def call(_requests: object, context: Context) -> None:
+            by = _by(context)
+            data, receipt = await self._received(name, by, context)
             with self._under_way:
                 start = time.monotonic()
-                call_trace.set(begin_call(name, _metadata.get()))
                 try:
                     self._begin(name)
                     request = _decoded(decode, data, name)
-                    messages: AsyncGenerator[Message | bytes] = method(request, context)
-                    async with self.access.held(name), aclosing(messages):
-                        with _Patience(self._write_seconds_max) as patience:
-                            async for message in messages:
-                                await patience.write(_encoded(message), context)
+                    del data
+                    self._intake.release(receipt)
+                    async with self.access.held(name):
+                        await self._write(method(request, context), by, context)
+                    self._unread.add(by, 0)
                     _log_answered(name, start)
                 except BaseException as error:  # noqa: BLE001 - the boundary is for all of them
+                    self._intake.release(receipt)
                     await self._end(name, start, error, context)
 
         return call
 
+    def _public_stream(self, name: str, method: Any, decode: Any) -> Any:
+        """One that lasts, of somebody who needs no token."""
+
+        async def requests(by: str, context: Context) -> AsyncGenerator[Any]:
+            with suppress(RequestMissing):
+                while True:
+                    data, receipt = await self._intake.receive(by, context)
+                    self._intake.release(receipt)
+                    yield _decoded(decode, data, name)
+
+        async def call(_requests: object, context: Context) -> None:
+            start, by = time.monotonic(), context.peer()
+            call_trace.set(begin_call(name, _metadata.get()))
+            try:
+                async with self._crowd.held(by), aclosing(requests(by, context)) as given:
+                    await self._write(method(given, context), by, context)
+                self._unread.add(by, 0)
+            except BaseException as error:  # noqa: BLE001 - the boundary is for all of them
+                await self._end(name, start, error, context)
+
+        return call
+
+    async def _received(self, name: str, by: str, context: Context) -> tuple[bytes, Receipt]:
+        """The call's request, as soon as it is there."""
+        call_trace.set(begin_call(name, _metadata.get()))
+        start = time.monotonic()
+        try:
+            return await self._intake.receive(by, context)
+        except BaseException as error:  # noqa: BLE001 - the boundary is for all of them
+            with self._under_way:
+                await self._end(name, start, error, context)
+
+    async def _write(
+        self, messages: AsyncGenerator[Message | bytes], by: str, context: Context
+    ) -> None:
+        with Patience(self._write_seconds_max, by) as patience:
+            self._unread.streams[patience] = None
+            try:
+                async with aclosing(messages):
+                    async for message in messages:
+                        await patience.write(_encoded(message), context)
+            finally:
+                del self._unread.streams[patience]
+
     def _begin(self, name: str) -> None:
+        if name.startswith(PUBLIC):
+            return
         self.access.check(name)
         if self._draining:
             raise Draining
@@ -205,7 +282,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):
     ) -> NoReturn:
         """Ends the call with the status of `error`. Raises what makes grpc leave the call alone:
         to return after a cancel would leak memory in it."""
-        if isinstance(error, _ClientGone) or _cancelled(error):
+        if isinstance(error, ClientGone) or _cancelled(error):
             _account(name, "CANCELLED", start)
             log.debug("call left by its client", method=name, ms=_ms_since(start))
             raise asyncio.CancelledError from None
@@ -217,66 +294,25 @@ class CallBoundary(grpc.aio.ServerInterceptor):
             async with asyncio.timeout(self._abort_seconds_max):
                 await context.abort(answer.code, answer.message, answer.trailers)
         except (TimeoutError, grpc.aio.InternalError):
+            self._unread.keep(_by(context), STUCK_BYTES)
             raise asyncio.CancelledError from None
 
 
-class _Patience:
-    """With a stream's client: a write that is blocked for too long ends the stream.
+def _by(context: Context) -> str:
+    """Whose share the call takes: its token's, or that of its connection where there is none."""
+    token = admitted.get(None)
+    return context.peer() if token is None or token.name == ANONYMOUS else token.name
 
-    Most writes are over at once, so that they have one timer between them, which looks how long
-    the one that is under way has been. It belongs to the task that makes it.
-    """
 
-    __slots__ = (
-        *("_cancelling", "_is_over", "_loop", "_seconds_max", "_task", "_timer"),
-        "_writing_since",
-    )
+def _of_first(method: Any) -> Any:
+    """A method that takes one request, as one that takes a stream of them."""
 
-    def __init__(self, seconds_max: float) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._seconds_max = seconds_max
-        self._task = task
-        self._cancelling = task.cancelling()
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._writing_since: float | None = None
-        self._is_over = False
+    async def call(requests: AsyncGenerator[Any], context: Context) -> AsyncGenerator[Any]:
+        async for request in requests:
+            async for message in method(request, context):
+                yield message
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    async def write(self, data: bytes, context: Context) -> None:
-        """Raises WatcherTooSlow, and _ClientGone."""
-        self._writing_since = self._loop.time()
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._seconds_max, self._look)
-        try:
-            await context.write(data)
-        except asyncio.CancelledError:
-            # Unless the client has left at the same moment, which is told by another cancel.
-            if self._is_over and self._task.uncancel() <= self._cancelling:
-                raise WatcherTooSlow from None
-            raise
-        except grpc.aio.BaseError as error:
-            raise _ClientGone from error
-        finally:
-            self._writing_since = None
-
-    def _look(self) -> None:
-        self._timer = None
-        if self._writing_since is None:
-            return  # the next write begins anew
-        left = self._writing_since + self._seconds_max - self._loop.time()
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._look)
-        else:
-            self._is_over = True
-            self._task.cancel()
+    return call
 
 
 def _encoded(message: Message | bytes) -> bytes:

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 from google.protobuf import descriptor_pool, text_format
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from generated.jobsvc.v1 import (
@@ -18,11 +18,13 @@ from generated.jobsvc.v1 import (
     schedule_service_pb2_grpc,
 )
 from jobsvc.rpc.admin_service import AdminService
+from jobsvc.rpc.health import Health
 from jobsvc.rpc.interceptors import CallBoundary
 from jobsvc.rpc.job_service import JobService
 from jobsvc.rpc.paging import Pages
 from jobsvc.rpc.schedule_service import ScheduleService
 from jobsvc.rpc.signing import Signer
+from jobsvc.rpc.tasks import know_calls
 from jobsvc.rpc.validate import MESSAGE_BYTES_MAX
 from jobsvc.services.assembly import Services
 from jobsvc.telemetry import get_logger
@@ -36,6 +38,7 @@ SERVICES = (
 )
 # What the last answers get to reach their clients, after their calls have ended here.
 FLUSH_SECONDS = 0.5
+CONNECTIONS_MAX = 10_000
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 OPTIONS: tuple[tuple[str, int], ...] = (
@@ -45,6 +48,17 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.absolute_max_metadata_size", 16 * 1024),
     # Far above what watches take on one connection: full, it would hold up unary calls too.
     ("grpc.max_concurrent_streams", 10_000),
+    # Calls that have come and that the event loop has not looked at yet. Beyond 1,000, by default,
+    # some would be cancelled without a word: an honest crowd comes at once.
+    ("grpc.server.max_pending_requests", 30_000),
+    ("grpc.server.max_pending_requests_hard_limit", 40_000),
+    ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
+    # What a stream may send before it is read. The probe would widen it by the megabyte, for each
+    # stream of whoever sends fast, read or not.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 64 * 1024),
+    # Who connects and says nothing is not to be waited for.
+    ("grpc.server_handshake_timeout_ms", 10_000),
     # Finds connections whose other end is gone; their watches would live on for ever.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -53,8 +67,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
 TLS_OPTIONS: tuple[tuple[str, int], ...] = (
-    # Who connects and says nothing is not to be waited for.
-    ("grpc.server_handshake_timeout_ms", 10_000),
     # A client whose certificate has expired, or has lost its CA, does not stay connected for ever.
     # The grace is longer than any stream may last.
     ("grpc.max_connection_age_ms", 30 * 60_000),
@@ -80,8 +92,8 @@ class Server:
         self._hub = services.hub
         self._fleet = services.fleet
         self._boundary = boundary
-        self._health = health.aio.HealthServicer()
-        self._following: asyncio.Task[None] | None = None
+        self._health = Health()
+        self._following: list[asyncio.Task[None]] = []
         options = (*OPTIONS, ("grpc.so_reuseport", int(share_port)))
         if credentials is not None:
             options += TLS_OPTIONS
@@ -104,26 +116,28 @@ class Server:
         self.address = f"{listen.rpartition(':')[0]}:{port}"
 
     async def start(self) -> None:
-        await self.set_serving(True)
-        self._following = asyncio.create_task(self._boundary.access.follow(), name="tokens")
+        know_calls(asyncio.get_running_loop())
+        self.set_serving(True)
+        self._following = [
+            asyncio.create_task(self._boundary.access.follow(), name="tokens"),
+            asyncio.create_task(self._boundary.follow(), name="boundary"),
+        ]
         await self._server.start()
 
-    async def set_serving(self, serving: bool) -> None:
+    def set_serving(self, serving: bool) -> None:
         """What health tells of every service; a drain overrules it."""
-        statuses = health_pb2.HealthCheckResponse
-        for name in ("", *SERVICES):
-            await self._health.set(name, statuses.SERVING if serving else statuses.NOT_SERVING)
+        self._health.set(("", *SERVICES), serving=serving)
 
     async def stop(self, grace_seconds: float) -> None:
         """Drains: health first, so that balancers look elsewhere; new calls and streams are sent
         away; what has begun is finished, unless it takes longer than the grace."""
-        await self._health.enter_graceful_shutdown()
+        self._health.drain()
         self._boundary.refuse_calls()
         self._hub.drain()
         self._fleet.drain()
         await self._boundary.wait_idle(grace_seconds)
-        if self._following is not None:
-            self._following.cancel()
+        for task in self._following:
+            task.cancel()
         await self._server.stop(FLUSH_SECONDS)
 
 

@@ -31,6 +31,7 @@ TABLE: dict[type, tuple[StatusCode, str]] = {
     errors.Undecodable: (StatusCode.INVALID_ARGUMENT, "UNDECODABLE"),
     errors.Unauthenticated: (StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
     errors.ScopeMissing: (StatusCode.PERMISSION_DENIED, "SCOPE_MISSING"),
+    errors.ServiceUnknown: (StatusCode.NOT_FOUND, "SERVICE_UNKNOWN"),
     errors.JobUnknown: (StatusCode.NOT_FOUND, "JOB_UNKNOWN"),
     errors.JobStateForbids: (StatusCode.FAILED_PRECONDITION, "JOB_STATE"),
     errors.IdempotencyKeyReused: (StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED"),

@@ -17,10 +17,11 @@ import psutil
 from generated.jobsvc.v1 import job_service_pb2 as pb
 from generated.jobsvc.v1.job_service_pb2_grpc import JobServiceStub
 from scripts.attacks.handlers import CHUNK_BYTES
-from scripts.benchmarks.programs import Program, python
+from scripts.benchmarks.programs import Program
 from tests.harness.wait import until
 
 MIB = 1024 * 1024
+JOBSVC = Path(sys.executable).parent / "jobsvc"
 CALL_SECONDS = 60.0
 PAUSE_SECONDS = 0.01
 LOOK_SECONDS = 0.02
@@ -46,7 +47,12 @@ class Victim:
         }
         self._program = Program(
             directory / "server.log",
-            [str(Path(sys.executable).parent / "jobsvc"), "dev", "--data-dir", str(directory / "data")],
+            [
+                str(Path(sys.executable).parent / "jobsvc"),
+                "dev",
+                "--data-dir",
+                str(directory / "data"),
+            ],
             settings,
             piped=True,
         )
@@ -98,7 +104,9 @@ class Victim:
         return until(submit, TYPES_SECONDS, f"a job of {job_type} is taken")
 
     def _ended(self, job_id: str) -> bool:
-        return bool(self.call("GetJob", pb.GetJobRequest(job_id=job_id)).job.HasField("finish_time"))
+        return bool(
+            self.call("GetJob", pb.GetJobRequest(job_id=job_id)).job.HasField("finish_time")
+        )
 
 
 class Beside:

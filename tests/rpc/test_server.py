@@ -169,9 +169,9 @@ async def health(world: World) -> set[int]:
 
 async def test_health_follows_what_the_server_is_told(world: World) -> None:
     assert await health(world) == {SERVING}
-    await world.server.set_serving(False)
+    world.server.set_serving(False)
     assert await health(world) == {NOT_SERVING}
-    await world.server.set_serving(True)
+    world.server.set_serving(True)
     assert await health(world) == {SERVING}
 
 
