@@ -20,6 +20,9 @@ from jobsvc.rpc.validate import MESSAGE_BYTES_MAX
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 MIB = 1024 * 1024
+# What a call that is worked on counts for at least, which bounds how many are: the others wait
+# here, where the turn goes round, and not before the database, where nobody looks whose they are.
+CALL_BYTES = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +32,13 @@ class IntakeLimits:
 
     bytes_max: int = 96 * MIB
     caller_bytes_max: int = 64 * MIB
-    waiting_max: int = 10_000
+    waiting_max: int = 6_000
     seconds_max: float = 30.0
     pressed_seconds_max: float = 0.5
+
+
+# Of calls that need no token: their requests are short, and strangers hold up nobody but strangers.
+PUBLIC_LIMITS = IntakeLimits(bytes_max=24 * MIB, caller_bytes_max=9 * MIB, waiting_max=1_000)
 
 
 class RequestMissing(Undecodable):
@@ -80,7 +87,7 @@ class Intake:
         LimitReached and RequestMissing."""
         receipt = Receipt(caller, time.monotonic())
         try:
-            if self._waiting or not self._has_room(caller):
+            if caller in self._queues or not self._has_room(caller):
                 await self._wait(receipt)
             else:
                 self._hold(receipt, MESSAGE_BYTES_MAX)
@@ -93,7 +100,7 @@ class Intake:
             self._raise(receipt, error)
         finally:
             self._receiving.pop(receipt, None)
-        self._shrink(receipt, len(data))
+        self._shrink(receipt, max(len(data), CALL_BYTES))
         return data, receipt
 
     def release(self, receipt: Receipt) -> None:
@@ -111,13 +118,12 @@ class Intake:
             self._press(now - limits.pressed_seconds_max)
 
     def _press(self, since: float) -> None:
-        """Others wait: whoever holds most gives up what has been coming for long."""
-        most = max({receipt.caller for receipt in self._receiving}, key=self._by_caller.__getitem__)
-        for receipt in self._receiving:
-            if receipt.since > since:
-                break
-            if receipt.caller == most:
-                receipt.refuse("the request came slowly, and others waited")
+        """Others wait: for each caller that does, one request that has been coming for long is
+        given up, and first those of whoever holds most."""
+        slow = [receipt for receipt in self._receiving if receipt.since < since]
+        slow.sort(key=lambda receipt: self._by_caller[receipt.caller], reverse=True)
+        for receipt in slow[: len(self._queues)]:
+            receipt.refuse("the request came slowly, and others waited")
 
     async def _wait(self, receipt: Receipt) -> None:
         if len(self._waiting) >= self._limits.waiting_max:

@@ -30,7 +30,7 @@ from jobsvc.errors import (
 from jobsvc.rpc import status
 from jobsvc.rpc.access import Access, admitted
 from jobsvc.rpc.crowd import Crowd
-from jobsvc.rpc.intake import Intake, Receipt, RequestMissing
+from jobsvc.rpc.intake import PUBLIC_LIMITS, Intake, Receipt, RequestMissing
 from jobsvc.rpc.patience import WRITE_SECONDS_MAX, ClientGone, Patience
 from jobsvc.rpc.unread import Unread
 from jobsvc.telemetry import get_logger
@@ -44,6 +44,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 OURS = "/jobsvc.v1."
+# Calls that wait for something else than the server: they keep nobody from being worked on.
+WAITING = frozenset({"JobService/GetResult"})
 PUBLIC = "/"  # what the names of methods begin with that are not ours
 ABORT_SECONDS_MAX = 1.0
 LOOK_SECONDS = 0.25
@@ -104,6 +106,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         write_seconds_max: float = WRITE_SECONDS_MAX,
         abort_seconds_max: float = ABORT_SECONDS_MAX,
         intake: Intake | None = None,
+        public_intake: Intake | None = None,
         unread: Unread | None = None,
         crowd: Crowd | None = None,
     ) -> None:
@@ -111,6 +114,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         self._write_seconds_max = write_seconds_max
         self._abort_seconds_max = abort_seconds_max
         self._intake = intake or Intake()
+        self._public_intake = public_intake or Intake(PUBLIC_LIMITS)
         self._unread = unread or Unread()
         self._crowd = crowd or Crowd()
         self._handlers: dict[str, Handler] = {}
@@ -134,6 +138,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             self._intake.look()
+            self._public_intake.look()
             self._unread.look()
 
     async def intercept_service(
@@ -186,14 +191,19 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(self._public_stream(name, method, decode))
 
     def _unary(self, name: str, method: Any, decode: Any) -> Any:
+        intake = self._public_intake if name.startswith(PUBLIC) else self._intake
+
         async def call(_requests: object, context: Context) -> bytes:
             by = _by(context)
-            data, receipt = await self._received(name, by, context)
+            data, receipt = await self._received(name, by, context, intake)
             with self._under_way:
                 start = time.monotonic()
                 try:
                     self._begin(name)
-                    response: Message = await method(_decoded(decode, data, name), context)
+                    request = _decoded(decode, data, name)
+                    if name in WAITING:
+                        intake.release(receipt)
+                    response: Message = await method(request, context)
                     answer = response.SerializeToString()
                     self._unread.add(by, len(answer))
                     _log_answered(name, start)
@@ -201,14 +211,14 @@ class CallBoundary(grpc.aio.ServerInterceptor):
                 except BaseException as error:  # noqa: BLE001 - the boundary is for all of them
                     await self._end(name, start, error, context)
                 finally:
-                    self._intake.release(receipt)
+                    intake.release(receipt)
 
         return call
 
     def _stream(self, name: str, method: Any, decode: Any) -> Any:
         async def call(_requests: object, context: Context) -> None:
             by = _by(context)
-            data, receipt = await self._received(name, by, context)
+            data, receipt = await self._received(name, by, context, self._intake)
             with self._under_way:
                 start = time.monotonic()
                 try:
@@ -232,8 +242,8 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         async def requests(by: str, context: Context) -> AsyncGenerator[Any]:
             with suppress(RequestMissing):
                 while True:
-                    data, receipt = await self._intake.receive(by, context)
-                    self._intake.release(receipt)
+                    data, receipt = await self._public_intake.receive(by, context)
+                    self._public_intake.release(receipt)
                     yield _decoded(decode, data, name)
 
         async def call(_requests: object, context: Context) -> None:
@@ -248,12 +258,14 @@ class CallBoundary(grpc.aio.ServerInterceptor):
 
         return call
 
-    async def _received(self, name: str, by: str, context: Context) -> tuple[bytes, Receipt]:
+    async def _received(
+        self, name: str, by: str, context: Context, intake: Intake
+    ) -> tuple[bytes, Receipt]:
         """The call's request, as soon as it is there."""
         call_trace.set(begin_call(name, _metadata.get()))
         start = time.monotonic()
         try:
-            return await self._intake.receive(by, context)
+            return await intake.receive(by, context)
         except BaseException as error:  # noqa: BLE001 - the boundary is for all of them
             with self._under_way:
                 await self._end(name, start, error, context)

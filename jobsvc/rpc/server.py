@@ -50,8 +50,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_concurrent_streams", 10_000),
     # Calls that have come and that the event loop has not looked at yet. Beyond 1,000, by default,
     # some would be cancelled without a word: an honest crowd comes at once.
-    ("grpc.server.max_pending_requests", 30_000),
-    ("grpc.server.max_pending_requests_hard_limit", 40_000),
+    ("grpc.server.max_pending_requests", 6_000),
+    ("grpc.server.max_pending_requests_hard_limit", 8_000),
     ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
     # What a stream may send before it is read. The probe would widen it by the megabyte, for each
     # stream of whoever sends fast, read or not.

@@ -27,6 +27,7 @@ from jobsvc.errors import (
     SequenceOutOfRange,
     StreamExpired,
 )
+from jobsvc.services.mailboxes import Mailboxes, byte_count
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.store.hot import watching
 from jobsvc.store.reads import lookups
@@ -60,6 +61,7 @@ class _Watcher:
         "cursor",
         "delivered",
         "dirty",
+        "emptied",
         "ended",
         "error",
         "events",
@@ -79,7 +81,8 @@ class _Watcher:
         self.heartbeat_seconds = heartbeat_seconds
         self.beat_at = now + heartbeat_seconds
         self.expires_at = now + age
-        self.events: list[JobEvent] = []  # the mailbox
+        self.events: Sequence[JobEvent] = ()  # the mailbox
+        self.emptied = False  # its mailbox was, for want of room; nothing is read until it asks
         self.cursor = after_sequence  # the last sequence that was put into the mailbox
         self.delivered = after_sequence
         self.new = True  # whether there is such a job is not known yet
@@ -105,6 +108,7 @@ class WatchHub:
         self._count = 0
         # A dict for its order: nobody is passed over by those who are marked again and again.
         self._unread: dict[_Watcher, None] = {}
+        self._mailboxes: Mailboxes[_Watcher] = Mailboxes()
         self._work = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -184,6 +188,7 @@ class WatchHub:
     def _leave(self, watcher: _Watcher) -> None:
         self._count -= 1
         self._unread.pop(watcher, None)
+        self._mailboxes.forget(watcher)
         others = self._watchers[watcher.job_id]
         others.discard(watcher)
         if not others:
@@ -203,6 +208,7 @@ class WatchHub:
                 return self._take(watcher)
             if self._draining:
                 raise Draining
+            watcher.emptied = False
             if watcher.dirty:
                 self._unread[watcher] = None
                 self._work.set()
@@ -212,9 +218,10 @@ class WatchHub:
                 return [Heartbeat(datetime.now(UTC), watcher.delivered)]
             await self._wait(watcher, min(watcher.beat_at, watcher.expires_at) - now)
 
-    @staticmethod
-    def _take(watcher: _Watcher) -> list[JobEvent]:
-        events, watcher.events = watcher.events, []
+    def _take(self, watcher: _Watcher) -> Sequence[JobEvent]:
+        events = watcher.events
+        count = self._mailboxes.take(watcher, events)
+        events, watcher.events = events[:count], events[count:]
         watcher.started = True
         watcher.ended = events[-1].type.terminal
         watcher.delivered = events[-1].sequence
@@ -278,12 +285,14 @@ class WatchHub:
             raise
         unknown = []
         for cursor, watchers in cursors.items():
+            events = found.get(cursor, ())
+            share = byte_count(events) // len(watchers)
             for watcher in watchers:
                 if watcher.new and cursor not in found:
                     unknown.append(watcher)
                 else:
                     watcher.new = False
-                    self._put(watcher, found.get(cursor, []))
+                    self._put(watcher, events, share)
         if unknown:
             self._mark_unread(unknown)
             await self._begin(unknown)
@@ -312,7 +321,7 @@ class WatchHub:
         cursors: dict[tuple[str, int], list[_Watcher]] = {}
         for watcher in tuple(self._unread):
             cursor = watcher.job_id, watcher.cursor
-            if watcher.events:
+            if watcher.events or watcher.emptied:
                 self._unread.pop(watcher, None)
             elif cursor in cursors:
                 cursors[cursor].append(watcher)
@@ -320,7 +329,8 @@ class WatchHub:
                 cursors[cursor] = [watcher]
         return cursors
 
-    def _put(self, watcher: _Watcher, events: list[JobEvent]) -> None:
+    def _put(self, watcher: _Watcher, events: Sequence[JobEvent], count: int) -> None:
+        """`count` of their bytes are this watcher's: others may have got the same events."""
         following = watcher.up_to_date  # and not still replaying what is old
         watcher.events = events
         watcher.up_to_date = len(events) < PAGE_EVENTS
@@ -331,6 +341,17 @@ class WatchHub:
                 metrics.WATCH_LAG.observe(max(age.total_seconds(), 0.0))
         if not watcher.up_to_date:
             watcher.dirty = True
+        for other in self._mailboxes.put(watcher, count):
+            self._empty(other)
+        watcher.wake()
+
+    @staticmethod
+    def _empty(watcher: _Watcher) -> None:
+        """For want of room: what was in its mailbox is read again when it has come so far."""
+        watcher.events = ()
+        watcher.cursor = watcher.delivered
+        watcher.up_to_date = False
+        watcher.dirty = watcher.emptied = True
         watcher.wake()
 
     async def _begin(self, new: list[_Watcher]) -> None:

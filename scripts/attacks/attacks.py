@@ -40,14 +40,16 @@ class Target:
         self.wires.append(wire)
         return wire
 
-    async def crowd(self, count: int, begin: Callable[[Wire, int], object]) -> None:
+    async def crowd(
+        self, count: int, begin: Callable[[Wire, int], object], pause_seconds: float = 0.01
+    ) -> None:
         """So many calls, on as many connections as that needs."""
         for start in range(0, count, STREAMS_MAX):
             wire = await self.wire()
             for number in range(start, min(start + STREAMS_MAX, count)):
                 begin(wire, number)
                 if number % PACE == PACE - 1:
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(pause_seconds)
 
 
 async def half_message(target: Target) -> None:
@@ -141,10 +143,12 @@ async def resets(target: Target) -> None:
 
 
 async def watchers_hang_up(target: Target) -> None:
-    """20,000 WatchJob streams of one job, which all hang up together."""
+    """20,000 WatchJob streams of one job, begun at leisure, which all hang up together."""
     request = pb.WatchJobRequest(job_id=target.waiting_job_id).SerializeToString()
     await target.crowd(
-        20_000, lambda wire, _: wire.call(f"{JOB_SERVICE}WatchJob", request, token=target.token)
+        20_000,
+        lambda wire, _: wire.call(f"{JOB_SERVICE}WatchJob", request, token=target.token),
+        pause_seconds=0.5,
     )
 
 
