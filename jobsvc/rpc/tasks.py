@@ -2,7 +2,8 @@
 
 grpc.aio has two tasks for each call: one serves it, the other waits until it is over, and keeps it
 alive meanwhile. It offers no way to cancel a call from this side; but a call that nobody holds any
-more is cancelled by gRPC's core, with all that it had buffered.
+more is cancelled by gRPC's core, with all that it had buffered. (grpc.aio also holds the call that
+came last, until another comes.)
 """
 
 from __future__ import annotations

@@ -23,11 +23,12 @@ class Mailboxes(Generic[W]):
         self._bytes: dict[W, int] = {}  # the oldest first; none that is empty
 
     def put(self, watcher: W, count: int) -> Iterator[W]:
-        """`count` bytes are put into an empty mailbox. Those whose mailboxes are to be emptied."""
+        """`count` bytes are put into an empty mailbox. Those whose mailboxes are to be emptied:
+        never this one, so that somebody gets on."""
         if count:
             self._held += count
             self._bytes[watcher] = count
-        while self._held > BYTES_MAX:
+        while self._held > BYTES_MAX and len(self._bytes) > 1:
             oldest = next(iter(self._bytes))
             self.forget(oldest)
             yield oldest

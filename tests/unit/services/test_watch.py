@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
-from jobsvc.core.attempts import Log
+from jobsvc.core.attempts import Log, Output
 from jobsvc.core.model import Change, JobEvent
 from jobsvc.errors import (
     DatabaseUnavailable,
@@ -17,7 +17,7 @@ from jobsvc.errors import (
     SequenceOutOfRange,
     StreamExpired,
 )
-from jobsvc.services import watch
+from jobsvc.services import mailboxes, watch
 from jobsvc.services.watch import Heartbeat, WatchHub
 from jobsvc.store.database import Database
 from tests.store.house import DONE, House, new_id
@@ -296,6 +296,30 @@ async def test_whoever_does_not_read_holds_nobody_up_and_costs_one_page(
     hub.notify(house.effects.changes)
     assert await collect(slow) == list(range(2, 64))
     assert await collect(fast) == [63]
+
+
+async def test_a_mailbox_that_was_emptied_is_read_again(
+    hub: WatchHub, house: House, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of room. Nothing is read for a watcher that does not take."""
+    monkeypatch.setattr(mailboxes, "BYTES_MAX", 9_000)
+    monkeypatch.setattr(mailboxes, "TAKE_BYTES", 1_000)
+    claimed = house.start()
+    house.report(claimed, *[Output(text="x" * 1_000)] * 10)
+    slow = [hub.watch(claimed.job_id, after, NEVER) for after in range(2, 8)]
+    seen = [[await next_event(stream)] for stream in slow]
+    assert hub._mailboxes._held <= 9_000
+    reads = tap.reads
+    for _ in range(3):
+        hub.notify([Change(claimed.job_id, 99)])
+        await asyncio.sleep(5 * watch.GATHER_SECONDS)
+    assert tap.reads <= reads + 1
+    house.finish(claimed, DONE)
+    hub.notify(house.effects.changes)
+    for after, (stream, first) in enumerate(zip(slow, seen, strict=True), start=2):
+        assert first + await collect(stream) == list(range(after + 1, 14))
+    assert hub._mailboxes._held == 0
+    assert_empty(hub)
 
 
 async def test_a_page_that_was_not_taken_is_not_overwritten(
