@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 import grpc.aio
 
-from jobsvc.errors import LimitReached, Undecodable
+from jobsvc.errors import JobsvcError, LimitReached, Undecodable
 from jobsvc.rpc.validate import MESSAGE_BYTES_MAX
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -45,7 +45,7 @@ class RequestMissing(Undecodable):
     """The client has ended its side of the call without a message."""
 
     def __init__(self) -> None:
-        super().__init__("message, which is missing")
+        JobsvcError.__init__(self, "the client ended its side of the call without a request")
 
 
 class Receipt:
@@ -76,7 +76,7 @@ class Intake:
     def __init__(self, limits: IntakeLimits | None = None) -> None:
         self._limits = limits or IntakeLimits()
         self._held = 0
-        self._by_caller: Counter[str] = Counter()
+        self._by_caller: dict[str, int] = {}
         # Whose request is being received, and who waits for that; the longest first.
         self._receiving: dict[Receipt, None] = {}
         self._waiting: dict[Receipt, None] = {}
@@ -161,19 +161,22 @@ class Intake:
         limits = self._limits
         return (
             self._held + MESSAGE_BYTES_MAX <= limits.bytes_max
-            and self._by_caller[caller] + MESSAGE_BYTES_MAX <= limits.caller_bytes_max
+            and self._by_caller.get(caller, 0) + MESSAGE_BYTES_MAX <= limits.caller_bytes_max
         )
 
     def _hold(self, receipt: Receipt, count: int) -> None:
         receipt.held = count
         self._held += count
-        self._by_caller[receipt.caller] += count
+        self._by_caller[receipt.caller] = self._by_caller.get(receipt.caller, 0) + count
 
     def _shrink(self, receipt: Receipt, count: int) -> None:
+        if receipt.held == count:
+            return
         freed, receipt.held = receipt.held - count, count
         self._held -= freed
-        self._by_caller[receipt.caller] -= freed
-        if not self._by_caller[receipt.caller]:
+        if left := self._by_caller[receipt.caller] - freed:
+            self._by_caller[receipt.caller] = left
+        else:
             del self._by_caller[receipt.caller]
         if self._queues:
             self._serve()

@@ -16,7 +16,9 @@ _SERVING = "_handle_exceptions"  # grpc.aio's coroutine that serves a call
 
 
 class _Serving(asyncio.Task[Any]):
-    holder: asyncio.Task[Any] | None = None
+    __slots__ = ("holder",)
+
+    holder: asyncio.Task[Any] | None
 
 
 def know_calls(loop: asyncio.AbstractEventLoop) -> None:

@@ -57,7 +57,7 @@ class Unread:
         self._limits = limits or UnreadLimits()
         self._answers: dict[asyncio.Task[Any], _Answer] = {}  # by who holds the call, oldest first
         self._held = 0
-        self._by_caller: Counter[str] = Counter()
+        self._by_caller: dict[str, int] = {}
         self._dropped = 0
         self.streams: dict[Stream, None] = {}  # oldest first
 
@@ -73,7 +73,7 @@ class Unread:
         now = time.monotonic()
         self._answers[task] = _Answer(caller, count, now, asyncio.current_task())
         self._held += count
-        self._by_caller[caller] += count
+        self._by_caller[caller] = self._by_caller.get(caller, 0) + count
         task.add_done_callback(self._remove)
 
     def keep(self, caller: str, count: int) -> None:
@@ -136,6 +136,7 @@ class Unread:
         if answer is None:
             return
         self._held -= answer.held
-        self._by_caller[answer.caller] -= answer.held
-        if not self._by_caller[answer.caller]:
+        if left := self._by_caller[answer.caller] - answer.held:
+            self._by_caller[answer.caller] = left
+        else:
             del self._by_caller[answer.caller]

@@ -12,6 +12,7 @@ from jobsvc.broker import topology
 from jobsvc.core.states import JobState
 from jobsvc.errors import Violation
 from jobsvc.rpc import status
+from jobsvc.rpc.intake import RequestMissing
 from jobsvc.rpc.status import Answer
 from jobsvc.store.database import CommitUnknown
 from tests.rpc.status import read_status
@@ -31,6 +32,14 @@ TOLD = [
     (
         errors.ScopeMissing("JobService/RunJob", {"submit", "read"}),
         *(StatusCode.PERMISSION_DENIED, "SCOPE_MISSING", {}, []),
+    ),
+    (errors.ServiceUnknown(), StatusCode.NOT_FOUND, "SERVICE_UNKNOWN", {}, []),
+    (
+        RequestMissing(),
+        StatusCode.INVALID_ARGUMENT,
+        "UNDECODABLE",
+        {},
+        [],
     ),
     (errors.JobUnknown(JOB_ID), StatusCode.NOT_FOUND, "JOB_UNKNOWN", {}, ["ResourceInfo"]),
     (
