@@ -15,15 +15,18 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message_factory import GetMessageClass
+from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from generated.jobsvc.v1 import (
     admin_service_pb2,
     job_service_pb2,
+    job_service_pb2_grpc,
     schedule_service_pb2,
 )
+from generated.jobsvc.v1.job_pb2 import JOB_STATE_QUEUED
 from jobsvc.rpc.interceptors import CallBoundary
-from jobsvc.rpc.server import SERVICES
+from jobsvc.rpc.server import OPTIONS, SERVICES, TLS_OPTIONS
 from tests.rpc.conftest import World, running_world
 from tests.rpc.status import read_into, refusal, refused, stream_refused
 
@@ -109,6 +112,24 @@ async def test_a_taken_port_is_an_error(world: World) -> None:
     host, _, port = world.server.address.rpartition(":")
     assert host == "127.0.0.1"
     assert int(port) > 0
+
+
+def test_grpc_knows_the_options_by_their_names() -> None:
+    """What it does not know it ignores, without a word."""
+    known = Path(cygrpc.__file__).read_bytes()
+    for name, _ in (*OPTIONS, *TLS_OPTIONS):
+        assert name.encode() + b"\0" in known, name
+
+
+async def test_a_client_that_waits_may_ping_once_a_second(world: World) -> None:
+    """Three pings that come too early would end its connection."""
+    job = (await world.stub.SubmitJob(job_service_pb2.SubmitJobRequest(job_type="demo"))).job
+    request = job_service_pb2.GetResultRequest(job_id=job.job_id, wait=Duration(seconds=6))
+    options = [("grpc.keepalive_time_ms", 1_000), ("grpc.http2.max_pings_without_data", 0)]
+    async with grpc.aio.insecure_channel(world.server.address, options=options) as channel:
+        stub: Any = job_service_pb2_grpc.JobServiceStub(channel)
+        answer = await stub.GetResult(request, timeout=WAIT_SECONDS_MAX)
+    assert answer.state == JOB_STATE_QUEUED
 
 
 # Reflection.
