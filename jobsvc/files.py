@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from jobsvc import telemetry
@@ -26,8 +27,8 @@ class Followed(Generic[T]):
         self.current = read()
 
     def refresh(self) -> bool:
-        """Reads the files if they have changed since the last time; True if `current` is of that
-        reading. Where they are not good it stays as it was, and an error is logged once."""
+        """Reads the files if they hold something else than the last time; True if `current` is of
+        that reading. Where they are not good it stays as it was, and an error is logged once."""
         with self._lock:
             seen = self._look()
             if seen == self._seen:
@@ -43,18 +44,19 @@ class Followed(Generic[T]):
             return True
 
     def settled(self) -> bool:
-        """Whether the files are as they were at the last call: nobody is in the middle of writing
-        them."""
+        """Whether the files hold what they held at the last call: nobody is in the middle of
+        writing them."""
         before, self._looked = self._looked, self._look()
         return before == self._looked
 
-    def _look(self) -> list[tuple[int, ...]]:
-        found: list[tuple[int, ...]] = []
-        for path in self._paths:
-            try:
-                status = os.stat(path)  # noqa: PTH116 - of what a link leads to, and often called
-            except OSError:
-                found.append(())
-            else:
-                found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
-        return found
+    def _look(self) -> list[bytes]:
+        """What the files hold, by digest: some hold keys. Sizes and times would not do: a file may
+        be touched again and again, or replaced by one that has the times of the other."""
+        return [_digest(path) for path in self._paths]
+
+
+def _digest(path: str) -> bytes:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).digest()
+    except OSError:
+        return b""

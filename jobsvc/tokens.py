@@ -8,7 +8,6 @@ replaced while the old one is still in use.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 import secrets
 from collections.abc import Iterable, Sequence
@@ -33,26 +32,20 @@ class Token:
 
 
 class Tokens:
-    def __init__(self, tokens: Sequence[Token]) -> None:
-        self._tokens = tokens
+    def __init__(self, tokens: Iterable[Token]) -> None:
+        # The time that a look-up takes tells something of hashes, which nobody can choose.
+        self._tokens = {token.digest: token for token in tokens}
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def find(self, text: str) -> Token | None:
         """The token that has this text."""
-        return self._with_digest(hashlib.sha256(text.encode()).digest())
+        return self._tokens.get(hashlib.sha256(text.encode()).digest())
 
     def again(self, token: Token) -> Token | None:
         """What is known now of a token that was found before."""
-        return self._with_digest(token.digest)
-
-    def _with_digest(self, digest: bytes) -> Token | None:
-        found = None
-        for token in self._tokens:  # always all of them: the time that it takes tells nothing
-            if hmac.compare_digest(token.digest, digest):
-                found = token
-        return found
+        return self._tokens.get(token.digest)
 
 
 def parse_tokens(text: str) -> Tokens:
@@ -72,7 +65,7 @@ def parse_tokens(text: str) -> Tokens:
             problems.append(f"line {number}: {error}")
     if problems:
         raise ValueError("; ".join(problems))
-    return Tokens(tuple(tokens.values()))
+    return Tokens(tokens.values())
 
 
 def read_tokens(path: str) -> Tokens:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NoReturn
 
 from jobsvc.errors import JobsvcError, ScopeMissing, Unauthenticated
 from jobsvc.files import Followed
@@ -53,6 +52,15 @@ NEEDED: Mapping[str, frozenset[str]] = {
     "AdminService/DeleteJobs": _ADMIN,
     "AdminService/ListFailureGroups": _ADMIN,
 }
+
+# Unary calls that may last. They end as streams do when their token stops allowing them; others
+# are over before that is known.
+LASTING = frozenset(
+    {
+        "JobService/GetResult",
+        *("AdminService/CancelJobs", "AdminService/RetryJobs", "AdminService/DeleteJobs"),
+    }
+)
 
 # Of the call that the running task serves. Without a default: a call that was not admitted cannot
 # be taken for somebody's.
@@ -115,12 +123,12 @@ class Access:
                 raise
             raise held.refusal from None
 
-    async def follow(self) -> NoReturn:
-        """Looks for changes of the tokens, and ends what they no longer allow."""
-        while True:
+    async def follow(self) -> None:
+        """Looks for changes of the tokens, and ends what they no longer allow. In a thread: a file
+        may be large, or on a network."""
+        while (tokens := self._tokens) is not None:
             await asyncio.sleep(FOLLOW_SECONDS)
-            tokens = self._tokens
-            if tokens is not None and tokens.settled() and tokens.refresh():
+            if await asyncio.to_thread(lambda: tokens.settled() and tokens.refresh()):
                 self._recheck(tokens.current)
 
     def _recheck(self, tokens: Tokens) -> None:

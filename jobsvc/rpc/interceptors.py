@@ -28,7 +28,7 @@ from jobsvc.errors import (
     Undecodable,
 )
 from jobsvc.rpc import status
-from jobsvc.rpc.access import Access, admitted
+from jobsvc.rpc.access import LASTING, Access, admitted
 from jobsvc.rpc.crowd import Crowd
 from jobsvc.rpc.intake import PUBLIC_LIMITS, Intake, Receipt, RequestMissing
 from jobsvc.rpc.patience import WRITE_SECONDS_MAX, ClientGone, Patience
@@ -180,15 +180,24 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         all requests are streams, or it would ask for them before anybody could say no."""
         decode = handler.request_deserializer
         if not handler.response_streaming:
-            return grpc.stream_unary_rpc_method_handler(
-                self._unary(name, handler.unary_unary, decode)
-            )
+            method = handler.unary_unary
+            if name in LASTING:
+                method = self._held(name, method)
+            return grpc.stream_unary_rpc_method_handler(self._unary(name, method, decode))
         if not public:
             return grpc.stream_stream_rpc_method_handler(
                 self._stream(name, handler.unary_stream, decode)
             )
         method = handler.stream_stream or _of_first(handler.unary_stream)
         return grpc.stream_stream_rpc_method_handler(self._public_stream(name, method, decode))
+
+    def _held(self, name: str, method: Any) -> Any:
+        async def call(request: Message, context: Context) -> Message:
+            async with self.access.held(name):
+                answer: Message = await method(request, context)
+                return answer
+
+        return call
 
     def _unary(self, name: str, method: Any, decode: Any) -> Any:
         intake = self._public_intake if name.startswith(PUBLIC) else self._intake

@@ -64,8 +64,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    # What clients may choose goes down to a second (.NET; 10 s in Go and Java), less what a ping that
-    # comes early on the network is early by. By default it is five minutes.
+    # What clients may choose goes down to a second (.NET; 10 s in Go and Java), and a ping may
+    # catch up with the one before it. By default it is five minutes.
     ("grpc.http2.min_ping_interval_without_data_ms", 500),
 )
 TLS_OPTIONS: tuple[tuple[str, int], ...] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import grpc
 import grpc.aio
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 from generated.jobsvc.v1 import job_service_pb2 as pb
 from generated.jobsvc.v1.job_pb2 import JOB_STATE_QUEUED
 from jobsvc.rpc import access
-from jobsvc.rpc.access import NEEDED, Access, follow_tokens
+from jobsvc.rpc.access import LASTING, NEEDED, Access, follow_tokens
 from jobsvc.rpc.interceptors import CallBoundary
 from jobsvc.tokens import SCOPES, Token
 from tests.rpc.conftest import World
@@ -248,6 +250,41 @@ async def test_a_token_that_is_taken_away_ends_its_streams_alone(world: World, p
     assert job.job.state == JOB_STATE_QUEUED
     assert not stays.done()
     stays.cancel()
+
+
+def test_calls_that_wait_are_known_to_last() -> None:
+    waiting = {
+        f"{method.containing_service.name}/{method.name}"
+        for method in METHODS
+        if "wait" in method.input_type.fields_by_name
+    }
+    assert waiting
+    assert waiting <= LASTING
+
+
+async def test_a_token_that_is_taken_away_ends_its_waits(world: World, path: Path) -> None:
+    job = await submitted(world, "admin")
+    request = pb.GetResultRequest(job_id=job.job_id, wait=Duration(seconds=50))
+    ends, stays = (world.stub.GetResult(request, metadata=bearer(s)) for s in ("read", "admin"))
+    async with asyncio.timeout(WAIT_SECONDS_MAX):
+        while len(world.boundary.access._held) < 2:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        await edited(world, path, line("admin", "admin", "admin"))
+        found = await refused(ends)
+    assert (found.code, found.reason) == UNAUTHENTICATED
+    assert not stays.done()
+    stays.cancel()
+
+
+async def test_a_file_that_is_touched_all_the_time_is_read(world: World, path: Path) -> None:
+    async def touch() -> None:
+        while True:
+            os.utime(path)
+            await asyncio.sleep(0.001)
+
+    touching = asyncio.create_task(touch())
+    await edited(world, path, line("admin", "admin", "admin"))
+    touching.cancel()
 
 
 async def test_a_bad_edit_takes_nothing_away(world: World, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,20 @@ def test_a_file_that_is_put_in_place_of_it_is_read(path: Path) -> None:
     other.write_text("2")
     other.replace(path)
     assert (followed.refresh(), followed.current) == (True, 2)
+
+
+def test_a_file_of_the_same_size_and_times_is_read(path: Path) -> None:
+    followed = Followed("number", [str(path)], reading(path))
+    times = path.stat()
+    path.write_text("2")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (followed.refresh(), followed.current) == (True, 2)
+
+
+def test_a_file_that_is_touched_is_as_it_was(path: Path) -> None:
+    followed = Followed("number", [str(path)], reading(path))
+    os.utime(path, ns=(0, 0))
+    assert (followed.settled(), followed.refresh()) == (True, False)
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.write_text("no number"), Path.unlink])
