@@ -49,6 +49,12 @@ URLS = frozenset({"database_url", "broker_url", "smtp_url"})
 
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+# As it is read there: a password ends at the first @, whatever else it has.
+_DATABASE = re.compile(r"([^@]*@)?(\[[^\]/@]*\]|[^/:?@\[\]]*)(:[0-9]{1,5})?([/?].*)?", re.DOTALL)
+_LOGIN = (
+    "user:password@host:port/name; in a user or password write % as %25, and : / ? # [ ] @ as %3A "
+    "%2F %3F %23 %5B %5D %40"
+)
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _QUEUE = re.compile(r"[a-z][a-z0-9_.-]{0,49}")
 
@@ -175,7 +181,10 @@ class Settings(_Model):
     @field_validator("database_url")
     @classmethod
     def _check_database_url(cls, url: str) -> str:
-        return _check_scheme(url, "postgresql+psycopg2", "postgresql", "sqlite", "sqlite+pysqlite")
+        _check_scheme(url, "postgresql+psycopg2", "postgresql", "sqlite", "sqlite+pysqlite")
+        if url.startswith("postgresql") and not _DATABASE.fullmatch(url.partition("://")[2]):
+            raise ValueError(f"not of the form {url.partition(':')[0]}://{_LOGIN}")
+        return url
 
     @field_validator("broker_url")
     @classmethod
@@ -183,7 +192,11 @@ class Settings(_Model):
         if url.startswith("amqps:") and ";" in url:
             # Kombu would hold every broker's certificate against the name of the first.
             raise ValueError("one address only with amqps://; give a name that leads to all")
-        return _check_scheme(url, "amqp", "amqps", "memory")
+        for each in url.split(";") if url.startswith("amqp") else (url,):
+            _check_scheme(each, "amqp", "amqps", "memory")
+            if not _has_whole_authority(each):
+                raise ValueError(f"not of the form amqp://{_LOGIN}")
+        return url
 
     @field_validator("broker_ca")
     @classmethod
@@ -449,6 +462,18 @@ def _check_scheme(url: str, *schemes: str) -> str:
     if not fine:
         raise ValueError(f"not a URL of the form {schemes[0]}://…")
     return url
+
+
+def _has_whole_authority(url: str) -> bool:
+    """Whether nothing of a password stands where a port, a path or a query is looked for: what does
+    is shown, or looked up as a name. Whoever parses such a URL raises errors that quote it."""
+    try:
+        parts = urlsplit(url)
+        fine = parts.port != 0
+        parse_qsl(parts.query, strict_parsing=bool(parts.query))
+    except ValueError:
+        return False
+    return fine and "#" not in url and ("@" in parts.netloc or "@" not in parts.path)
 
 
 def _check_names(names: tuple[str, ...], pattern: re.Pattern[str], what: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from prometheus_client import CollectorRegistry
 from structlog.processors import format_exc_info
 from structlog.typing import FilteringBoundLogger, Processor, WrappedLogger
 
-from jobsvc.core.records import HIDDEN, LEVELS, as_console, as_json, now
+from jobsvc.core.records import HIDDEN, LEVELS, as_console, as_json, masked, now
 from jobsvc.settings import METRICS_LISTEN, Settings, split_address
 
 EventDict = MutableMapping[str, Any]
@@ -110,11 +111,26 @@ def _describe(logger: WrappedLogger, method: str, event: EventDict) -> EventDict
     # Once more, lest a library's field of such a name takes its place.
     record: dict[str, Any] = {**first, **event, **first}
     record["logger"] = logger.name if theirs is None else theirs.name
+    if theirs is not None:
+        record["event"] = masked(str(record["event"]))
     if "exc_info" in record:
         format_exc_info(logger, method, record)
+    if "exception" in record:
+        record["exception"] = masked(record["exception"])
     for name in HIDDEN & record.keys():
         record[name] = "***"
     return record
+
+
+def _hide_bytes(record: logging.LogRecord) -> bool:
+    """Of a library's record: what came off a wire is shown by its length. gRPC logs metadata that
+    it cannot decode, tokens among it."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            f"<{len(each)} bytes>" if isinstance(each, bytes | bytearray) else each
+            for each in record.args
+        )
+    return True
 
 
 def _json(_: WrappedLogger, __: str, event: EventDict) -> str:
@@ -145,6 +161,7 @@ def configure(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
         )
     )
+    bridge.addFilter(_hide_bytes)
     root = logging.getLogger()
     root.handlers = [bridge]
     root.setLevel(logging.WARNING)
@@ -225,6 +242,12 @@ class _ProbeServer(ThreadingTCPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.vitals = vitals
         super().__init__((host, port), _Probe)
+
+    def handle_error(self, *_: object) -> None:
+        """Not to stderr past the log."""
+        if isinstance(sys.exception(), OSError):  # the caller has left
+            return
+        get_logger("probes").exception("probe failed")
 
 
 class _Probe(BaseHTTPRequestHandler):

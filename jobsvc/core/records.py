@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,12 +15,21 @@ HIDDEN: Final = frozenset(
 )
 _FIRST: Final = ("time", "level", "event")  # of a console line, by place instead of by name
 
+# What is secret in the texts of others: of a bearer its token, of a URL its password.
+_bearer = re.compile(r"(?i)\b(bearer\s+)[^\s'\"]+")
+_login = re.compile(r"(://[^\s:/?#@]*):\S*@")
+
 # ASCII only, so that no separator which some reader takes for a line's end gets through.
 as_json = json.JSONEncoder(default=str, separators=(",", ":")).encode
 
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def masked(text: str) -> str:
+    """A text that is not ours, such as that of an exception, without the secrets that show."""
+    return _login.sub(r"\1:***@", _bearer.sub(r"\1***", text))
 
 
 def as_console(record: Mapping[str, Any]) -> str:

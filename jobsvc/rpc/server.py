@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import cast
 
 import grpc
@@ -74,6 +75,15 @@ TLS_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_connection_age_ms", 30 * 60_000),
     ("grpc.max_connection_age_grace_ms", 40 * 60_000),
 )
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether gRPC tells of more than a caller's metadata, which are no UTF-8: with all of what was
+    sent, a traceback, and as often as any stranger likes."""
+    return not record.exc_info or record.exc_info[0] is not UnicodeDecodeError
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_ours)
 
 
 class Server:

@@ -197,6 +197,42 @@ async def test_no_token_is_logged(world: World) -> None:
     assert "submit read cancel" not in str(records)
 
 
+def literal(name: bytes, value: bytes) -> bytes:
+    """A header, as HPACK has it without any table."""
+    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+async def test_a_token_that_is_no_text_is_not_logged(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = b"".join(
+        literal(name, value)
+        for name, value in {
+            b":method": b"POST",
+            b":scheme": b"http",
+            b":path": b"/jobsvc.v1.JobService/GetJob",
+            b":authority": b"localhost",
+            b"content-type": b"application/grpc",
+            b"te": b"trailers",
+            b"authorization": b"Bearer hunter2\xff",
+        }.items()
+    )
+    host, _, port = world.server.address.rpartition(":")
+    with capture_logs() as records:
+        async with asyncio.timeout(WAIT_SECONDS_MAX):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+            writer.write(len(headers).to_bytes(3) + b"\1\5\0\0\0\1" + headers)
+            await reader.readuntil(b"grpc-message")
+            writer.close()
+            await writer.wait_closed()
+    assert [each["reason"] for each in records if each["event"] == "call refused"] == [
+        "UNAUTHENTICATED"
+    ]
+    assert caplog.records == []
+    assert "hunter2" not in str(records)
+
+
 # Changes of the file.
 
 

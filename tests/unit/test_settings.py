@@ -277,6 +277,45 @@ def test_tls_to_the_broker(pem: Pem) -> None:
     assert "hunter2" not in problem
 
 
+@pytest.mark.parametrize("sign", ["#", "/", "?", "[", "]", "#1", "/1", "?1", "#=", ":1#2"])
+@pytest.mark.parametrize("start", ["hunter", "12"])
+def test_a_password_that_is_not_escaped_is_a_bad_setting(start: str, sign: str) -> None:
+    for url in (f"amqp://u:{start}{sign}2@h:5672/v", f"amqp://u@h//;amqp://u:{start}{sign}2@h//"):
+        (problem,) = problems({"JOBSVC_BROKER_URL": url})
+        assert problem.startswith("JOBSVC_BROKER_URL: not ")
+        assert start not in problem.replace("%2", "")
+
+
+@pytest.mark.parametrize(
+    "rest", ["u:hunter@2@h/d", "u:hunter2@h:port/d", "u:hunter2@h:5432,i:5432/d", "u@hunter2@h"]
+)
+def test_a_database_url_that_cannot_be_read_is_a_bad_setting(rest: str) -> None:
+    (problem,) = problems({"JOBSVC_DATABASE_URL": f"postgresql+psycopg2://{rest}"})
+    assert problem.startswith("JOBSVC_DATABASE_URL: not of the form postgresql+psycopg2://user:")
+    assert "hunter" not in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("broker_url", "amqp://"),
+        ("broker_url", "amqp://u:hunter%232@h:5672/v%2F1"),
+        ("broker_url", "amqp://u:hun:t@er2@h//"),
+        ("broker_url", "amqp://u:p@[::1]:5672/v@1?heartbeat=10"),
+        ("broker_url", "amqp://u:p@a//;amqp://u:p@b//"),
+        ("broker_url", "memory://"),
+        ("database_url", "postgresql+psycopg2://u:hun#t/e?r:2@h:5432/d"),
+        ("database_url", "postgresql+psycopg2://u:p@[::1]:5432/d?sslmode=require"),
+        ("database_url", "postgresql+psycopg2:///d?host=/run/postgresql&user=a@b"),
+        ("database_url", "postgresql+psycopg2://u:p@/d?host=a:5432&host=b:5432"),
+        ("database_url", "postgresql+psycopg2://h/d?user=a@b"),
+        ("database_url", "sqlite:////tmp/@:x.db"),
+    ],
+)
+def test_urls_of_every_form_that_can_be_read(name: str, url: str) -> None:
+    assert getattr(load({f"JOBSVC_{name.upper()}": url}), name) == url
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import json
 import logging
 import os
@@ -97,6 +98,27 @@ def test_a_field_named_like_a_secret_is_hidden(name: str, capfd: Capture) -> Non
     logging.getLogger("x").warning("theirs", extra={name: "canary"})
     ours, theirs = records(capfd)
     assert ours[name] == theirs[name] == "***"
+
+
+def test_secrets_in_the_texts_of_others_are_hidden(capfd: Capture) -> None:
+    configure("json")
+    theirs = logging.getLogger("x")
+    theirs.error("Invalid encoding on %s", b"Bearer hunter2\xff")
+    theirs.warning("cannot reach %s or %s", "amqp://u:hunter2@h//", "amqp://u:hunter/2@i//")
+    for log in (theirs, telemetry.get_logger("x")):
+        try:
+            raise ValueError("authorization: bearer hunter2, postgresql://u:hunt@er2@h/d")
+        except ValueError:
+            log.exception("failed")
+    found = records(capfd)
+    assert "hunter" not in str(found)
+    assert "er2" not in str(found)
+    assert [each["event"] for each in found[:2]] == [
+        "Invalid encoding on <15 bytes>",
+        "cannot reach amqp://u:***@h// or amqp://u:***@i//",
+    ]
+    assert "bearer ***" in str(found[2]["exception"])
+    assert "postgresql://u:***@h/d" in str(found[3]["exception"])
 
 
 def test_a_level_that_is_off_writes_nothing(capfd: Capture) -> None:
@@ -216,6 +238,19 @@ def test_probes(host: str) -> None:
         probes.close()
     with pytest.raises(OSError, match="refused"):
         fetch(probes.address, "/livez")
+
+
+def test_a_probe_that_fails_is_a_record(capfd: Capture) -> None:
+    def broken() -> bool:
+        raise RuntimeError("broken")
+
+    configure("json")
+    probes = telemetry.serve_probes(load({"JOBSVC_METRICS_LISTEN": "127.0.0.1:0"}), Vitals(broken))
+    assert probes is not None
+    with pytest.raises(http.client.RemoteDisconnected):
+        fetch(probes.address, "/readyz")
+    probes.close()
+    assert "RuntimeError: broken" in str(records(capfd)[-1]["exception"])
 
 
 def test_probes_may_be_off() -> None:

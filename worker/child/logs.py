@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from jobsvc.core.attempts import Claimed
-from jobsvc.core.records import HIDDEN, LEVELS, as_console, as_json, now
+from jobsvc.core.records import HIDDEN, LEVELS, as_console, as_json, masked, now
 
 # How a worker tells its children the form of its records: `json:info`.
 VARIABLE: Final = "JOBSVC_CHILD_RECORDS"
@@ -182,8 +182,9 @@ class _Handler(logging.Handler):
                 if name not in _OWN_ATTRIBUTES and name not in _OWN_FIELDS
             }
             if record.exc_info and record.exc_info[0] is not None:
-                fields["exception"] = logging.Formatter().formatException(record.exc_info)
-            level = record.levelname.lower()
-            _write(self._render(_record(level, record.getMessage(), fields, record.name)))
+                text = logging.Formatter().formatException(record.exc_info)
+                fields["exception"] = masked(text)
+            level, event = record.levelname.lower(), masked(record.getMessage())
+            _write(self._render(_record(level, event, fields, record.name)))
         except Exception:  # noqa: BLE001 - as logging has it: a bad record costs no work
             self.handleError(record)
