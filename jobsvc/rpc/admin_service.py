@@ -8,7 +8,7 @@ from generated.jobsvc.v1 import admin_service_pb2 as pb
 from generated.jobsvc.v1 import admin_service_pb2_grpc
 from jobsvc.rpc import convert, validate
 from jobsvc.rpc.interceptors import Context, caller
-from jobsvc.rpc.paging import Pages, fill, page_size
+from jobsvc.rpc.paging import Pages, beside, fill, page_size
 from jobsvc.services.assembly import Services
 
 
@@ -27,7 +27,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         # One more than the page holds tells whether there are more.
         found = await self._operations.list_queues(self._pages.after(request), size + 1)
         page = pb.ListQueuesResponse()
-        if fill(page.queues, map(convert.queue, found), size):
+        if await beside(len(found), fill, page.queues, map(convert.queue, found), size):
             page.next_page_token = self._pages.token(request, page.queues[-1].name)
         return page
 
@@ -61,7 +61,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         size = page_size(request.page_size)
         found = await self._operations.list_workers(self._pages.after(request), size + 1)
         page = pb.ListWorkersResponse()
-        if fill(page.workers, convert.workers(found), size):
+        if await beside(len(found), fill, page.workers, convert.workers(found), size):
             page.next_page_token = self._pages.token(request, page.workers[-1].worker_id)
         return page
 
@@ -107,7 +107,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         validate.check(validate.list_failure_groups(request))
         after, size = self._pages.after(request), page_size(request.page_size)
         groups = await self._lists.failure_groups(convert.job_filter(request.filter))
-        page, last = convert.failure_groups_page(groups, after, size)
+        page, last = await beside(len(groups), convert.failure_groups_page, groups, after, size)
         if last:
             page.next_page_token = self._pages.token(request, last)
         return page

@@ -27,7 +27,7 @@ from jobsvc.errors import (
     JobsvcError,
     Undecodable,
 )
-from jobsvc.rpc import status
+from jobsvc.rpc import status, validate
 from jobsvc.rpc.access import LASTING, Access, admitted
 from jobsvc.rpc.crowd import Crowd
 from jobsvc.rpc.intake import PUBLIC_LIMITS, Intake, Receipt, RequestMissing
@@ -342,6 +342,7 @@ def _encoded(message: Message | bytes) -> bytes:
 
 
 def _decoded(decode: Callable[[bytes], Any], data: bytes, name: str) -> Any:
+    validate.check(validate.undecoded(name, data))
     try:
         return decode(data)
     except DecodeError:

@@ -12,18 +12,18 @@ from functools import partial
 from generated.jobsvc.v1 import job_pb2, job_service_pb2_grpc
 from generated.jobsvc.v1 import job_service_pb2 as pb
 from jobsvc.core.model import NewJob
-from jobsvc.errors import IdempotencyKeyReused, UniqueConflict
 from jobsvc.rpc import convert, validate
 from jobsvc.rpc.interceptors import Caller, Context, caller
-from jobsvc.rpc.paging import Pages, fill, page_size
+from jobsvc.rpc.paging import Pages, beside, fill, page_size
 from jobsvc.rpc.resume import ResumeTokens
 from jobsvc.rpc.signing import Signer
 from jobsvc.services.assembly import Services
 from jobsvc.services.fleet import Beat, Told
 from jobsvc.services.jobs import Registry, Submitted
 
-# A request of this size takes a while to check; others on the event loop are not to wait for it.
-HEAVY_BYTES = 64 * 1024
+# A request of this size may take some milliseconds to check, if all of it is small values; others
+# on the event loop are not to wait for it.
+HEAVY_BYTES = 16 * 1024
 
 
 class JobService(job_service_pb2_grpc.JobServiceServicer):
@@ -55,27 +55,26 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
     ) -> pb.SubmitJobsResponse:
         batch = _Batch(request, caller())
         # What only validates goes first: once it is refused, nothing may be stored.
-        previews = [
-            await self._preview(batch, index)
-            for index, each in enumerate(request.requests)
-            if each.validate_only
-        ]
+        previews = await self._previews(batch)
         submitted: list[Submitted] = []
         if not previews or len(previews) < len(request.requests):
             submitted = await self._jobs.submit_many(batch.stored)
         answers = {True: iter(previews), False: iter(submitted)}
+        in_order = [next(answers[each.validate_only]) for each in request.requests]
         return pb.SubmitJobsResponse(
-            responses=[
-                convert.submit_response(next(answers[each.validate_only]))
-                for each in request.requests
-            ]
+            responses=await beside(
+                len(in_order), lambda: [convert.submit_response(each) for each in in_order]
+            )
         )
 
-    async def _preview(self, batch: _Batch, index: int) -> Submitted:
-        try:
-            return await self._jobs.preview(lambda registry: batch.jobs(registry)[index])
-        except (IdempotencyKeyReused, UniqueConflict) as error:
-            raise type(error)(error.job_id, index) from None
+    async def _previews(self, batch: _Batch) -> list[Submitted]:
+        if not batch.previewed_indexes:
+            return []
+        answers = await self._jobs.preview_many(batch.previewed)
+        for index, answer in zip(batch.previewed_indexes, answers, strict=True):
+            if not isinstance(answer, Submitted):
+                raise type(answer)(answer.job_id, index)
+        return [answer for answer in answers if isinstance(answer, Submitted)]
 
     async def RunJob(
         self, request: pb.RunJobRequest, context: Context
@@ -145,7 +144,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         size = page_size(request.page_size)
         # One more than the page holds tells whether there are more.
         events = await self._jobs.list_events(request.job_id, request.after_sequence, size + 1)
-        return convert.events_page(events, size)
+        return await beside(len(events), convert.events_page, events, size)
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         validate.check(validate.list_jobs(request))
@@ -201,7 +200,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         size = page_size(request.page_size)
         found = await self._operations.list_job_types(self._pages.after(request), size + 1)
         page = pb.ListJobTypesResponse()
-        if fill(page.job_types, convert.job_types(found), size):
+        if await beside(len(found), fill, page.job_types, convert.job_types(found), size):
             page.next_page_token = self._pages.token(request, page.job_types[-1].name)
         return page
 
@@ -214,6 +213,13 @@ class _Batch:
         self._by = by
         self._jobs: list[NewJob] = []
         self._revision: int | None = None
+        self.previewed_indexes = [
+            index for index, each in enumerate(request.requests) if each.validate_only
+        ]
+
+    def previewed(self, registry: Registry) -> list[NewJob]:
+        jobs = self.jobs(registry)
+        return [jobs[index] for index in self.previewed_indexes]
 
     def jobs(self, registry: Registry) -> list[NewJob]:
         if registry.revision != self._revision:

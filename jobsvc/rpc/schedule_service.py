@@ -14,7 +14,7 @@ from jobsvc.core.model import NewJob, Schedule
 from jobsvc.errors import InvalidRequest, Violation
 from jobsvc.rpc import convert, validate
 from jobsvc.rpc.interceptors import Context, caller
-from jobsvc.rpc.paging import PAGE_BYTES_MAX, Pages, page_size
+from jobsvc.rpc.paging import PAGE_BYTES_MAX, Pages, beside, page_size
 from jobsvc.services.assembly import Services
 from jobsvc.services.schedules import Types
 
@@ -49,7 +49,7 @@ class ScheduleService(schedule_service_pb2_grpc.ScheduleServiceServicer):
             self._pages.after(request), page_size(request.page_size), PAGE_BYTES_MAX
         )
         return pb.ListSchedulesResponse(
-            schedules=[convert.schedule(each) for each in found],
+            schedules=await beside(len(found), lambda: [convert.schedule(each) for each in found]),
             next_page_token=self._pages.token(request, last) if last else "",
         )
 

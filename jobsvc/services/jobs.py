@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from jobsvc import telemetry
 from jobsvc.core.model import Job, JobEvent, JobOutcome, JobUpdate, NewJob
@@ -16,9 +17,12 @@ from jobsvc.services.watch import WatchHub
 from jobsvc.store import registry, verbs
 from jobsvc.store.database import Connection, Database
 from jobsvc.store.reads import lookups
-from jobsvc.store.verbs import Submitted
+from jobsvc.store.verbs import Answer, Submitted
 
 __all__ = ["Jobs", "Registry", "Submitted"]
+
+# A thread and its connection are for others too.
+PREVIEWS_AT_ONCE = 100
 
 
 class Jobs:
@@ -65,14 +69,20 @@ class Jobs:
     async def preview(self, prepare: Callable[[Registry], NewJob]) -> Submitted:
         """What `submit` would answer, with nothing stored: the job that one of its keys already
         has, or a job under no id."""
-        known = await self._load_types()
-        job = prepare(known)
-        answer = await self._threads.read(
-            lambda connection: verbs.preview(connection, job, known.types.get(job.job_type))
-        )
+        (answer,) = await self.preview_many(lambda known: [prepare(known)])
         if not isinstance(answer, Submitted):
             raise answer
         return answer
+
+    async def preview_many(self, prepare: Callable[[Registry], Sequence[NewJob]]) -> list[Answer]:
+        """As `preview`, with the errors among the answers."""
+        known = await self._load_types()
+        jobs = await self._threads.run(prepare, known)
+        answers: list[Answer] = []
+        for start in range(0, len(jobs), PREVIEWS_AT_ONCE):
+            batch = jobs[start : start + PREVIEWS_AT_ONCE]
+            answers += await self._threads.read(partial(_previews, batch, known))
+        return answers
 
     async def get(self, job_id: str) -> Job:
         """With its payload."""
@@ -151,3 +161,7 @@ class Jobs:
             lambda c: Registry(registry.registry_revision(c), registry.load_types(c))
         )
         return self._registry
+
+
+def _previews(jobs: Sequence[NewJob], known: Registry, connection: Connection) -> list[Answer]:
+    return [verbs.preview(connection, job, known.types.get(job.job_type)) for job in jobs]

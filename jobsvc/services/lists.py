@@ -66,7 +66,7 @@ class Lists:
             left -= count
             if not after or not left:
                 break
-        return sorted(groups.values(), key=place)
+        return await self._threads.run(lambda: sorted(groups.values(), key=place))
 
     def _group(
         self,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
 import grpc
+import pytest
 from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 
 from generated.jobsvc.v1 import job_pb2
@@ -23,6 +25,7 @@ from jobsvc.core.attempts import (
     Stopped,
     Succeeded,
 )
+from jobsvc.rpc import convert, validate
 from jobsvc.store.tables import jobs
 from tests.rpc.conftest import World
 from tests.rpc.status import read_into, refused, stream_refused
@@ -179,6 +182,33 @@ async def test_many_that_only_validate_store_nothing(world: World) -> None:
     answer = await world.stub.SubmitJobs(pb.SubmitJobsRequest(requests=only[:1] * 3))
     assert [each.job.job_id for each in answer.responses] == ["", "", ""]
     assert await stored(world) == 0
+
+
+async def test_what_takes_long_to_check_or_to_answer_is_beside_the_event_loop(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are served meanwhile."""
+    threads: set[threading.Thread] = set()
+
+    def noting(function: Any) -> Any:
+        def noted(*arguments: Any) -> Any:
+            threads.add(threading.current_thread())
+            return function(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(validate, "submit_jobs", noting(validate.submit_jobs))
+    monkeypatch.setattr(validate, "submit_job", noting(validate.submit_job))
+    large = Struct(fields={str(index): Value(number_value=1) for index in range(2_000)})
+    assert large.ByteSize() < 64 * 1024
+    only = request(payload=large, validate_only=True)
+    await world.stub.SubmitJob(request(payload=large))
+    await world.stub.SubmitJob(only)
+    await world.stub.SubmitJobs(pb.SubmitJobsRequest(requests=[only] * 10))
+    monkeypatch.setattr(convert, "submit_response", noting(convert.submit_response))
+    await world.stub.SubmitJobs(pb.SubmitJobsRequest(requests=[request()] * 100))
+    assert len(threads) > 0
+    assert threading.main_thread() not in threads
 
 
 async def test_1000_bad_requests_get_an_answer_that_fits(world: World) -> None:

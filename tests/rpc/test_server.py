@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -12,9 +13,10 @@ from unittest.mock import Mock
 import grpc
 import grpc.aio
 import pytest
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.struct_pb2 import Struct
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from generated.jobsvc.v1 import (
@@ -86,6 +88,53 @@ async def test_every_rpc_is_there_and_checks_what_it_is_given(
 
 
 # Limits.
+
+
+def repeated(kind: Descriptor, path: str = "") -> Iterator[str]:
+    """Its repeated fields, and those of what is in it, but for payloads."""
+    for field in kind.fields:
+        if field.is_repeated:
+            yield path + field.name
+        elif field.message_type is not None and field.message_type is not Struct.DESCRIPTOR:
+            yield from repeated(field.message_type, f"{path}{field.name}.")
+
+
+REPEATED = [(method, path) for method in METHODS for path in repeated(method.input_type)]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), REPEATED, ids=lambda value: getattr(value, "full_name", value)
+)
+async def test_what_is_repeated_too_often_is_refused_unseen(
+    world: World, method: MethodDescriptor, path: str
+) -> None:
+    """One violation, however many elements there are."""
+    request: Any = GetMessageClass(method.input_type)()
+    part = request
+    *places, name = path.split(".")
+    for place in places:
+        part = getattr(part, place)
+        part.SetInParent()
+    field = part.DESCRIPTOR.fields_by_name[name]
+    many = getattr(part, name)
+    for number in range(2_000):
+        if field.message_type is None:
+            many.append("" if field.type == field.TYPE_STRING else 99)
+        elif field.message_type.GetOptions().map_entry:
+            many[str(number)] = "\n"
+        else:
+            many.add()
+    if path.endswith("labels") and "update_mask" in method.input_type.fields_by_name:
+        request.update_mask.paths.append("labels" if path == "labels" else "request")
+    rpc, data = f"/{method.containing_service.full_name}/{method.name}", request.SerializeToString()
+    if method.server_streaming:
+        stream: Any = world.channel.unary_stream(rpc)
+        found = await stream_refused(stream(data, timeout=WAIT_SECONDS_MAX))
+    else:
+        unary: Any = world.channel.unary_unary(rpc)
+        found = await refused(unary(data, timeout=WAIT_SECONDS_MAX))
+    place = path.removesuffix(".paths")
+    assert [field for field in found.fields if field.startswith(place)] == [place]
 
 
 async def test_a_message_over_the_limit_is_refused_by_grpc(world: World) -> None:

@@ -986,7 +986,8 @@ Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 @_typing.final
 class JobFilter(_message.Message):
     """Chooses jobs. Fields of different names must all match; several values of one
-    repeated field match any of them. An unset or empty field matches everything.
+    repeated field match any of them, and it has at most 100. An unset or empty field
+    matches everything.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -28,6 +28,10 @@ if _version_not_supported:
 class JobServiceStub:
     """For whoever has work to be done.
 
+    Sizes: a request has at most 192 KiB, and 1 MiB more where it has a payload; the
+    whole of SubmitJobs 4 MiB. An error names at most 100 fields, and of a payload with
+    more than 1,000 values only the first that its schema refuses.
+
     Credentials: metadata `authorization: Bearer TOKEN`. Each RPC below names the scope
     that the token must have; the scope `admin` covers every RPC. Without a good token a
     call is UNAUTHENTICATED, reason UNAUTHENTICATED; without the scope it is
@@ -146,6 +150,10 @@ class JobServiceStub:
 
 class JobServiceServicer:
     """For whoever has work to be done.
+
+    Sizes: a request has at most 192 KiB, and 1 MiB more where it has a payload; the
+    whole of SubmitJobs 4 MiB. An error names at most 100 fields, and of a payload with
+    more than 1,000 values only the first that its schema refuses.
 
     Credentials: metadata `authorization: Bearer TOKEN`. Each RPC below names the scope
     that the token must have; the scope `admin` covers every RPC. Without a good token a
@@ -410,6 +418,10 @@ def add_JobServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class JobService:
     """For whoever has work to be done.
+
+    Sizes: a request has at most 192 KiB, and 1 MiB more where it has a payload; the
+    whole of SubmitJobs 4 MiB. An error names at most 100 fields, and of a payload with
+    more than 1,000 values only the first that its schema refuses.
 
     Credentials: metadata `authorization: Bearer TOKEN`. Each RPC below names the scope
     that the token must have; the scope `admin` covers every RPC. Without a good token a

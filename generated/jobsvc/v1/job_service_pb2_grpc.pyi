@@ -29,6 +29,10 @@ GRPC_VERSION: str
 class JobServiceStub:
     """For whoever has work to be done.
 
+    Sizes: a request has at most 192 KiB, and 1 MiB more where it has a payload; the
+    whole of SubmitJobs 4 MiB. An error names at most 100 fields, and of a payload with
+    more than 1,000 values only the first that its schema refuses.
+
     Credentials: metadata `authorization: Bearer TOKEN`. Each RPC below names the scope
     that the token must have; the scope `admin` covers every RPC. Without a good token a
     call is UNAUTHENTICATED, reason UNAUTHENTICATED; without the scope it is
@@ -150,6 +154,10 @@ class JobServiceStub:
 class JobServiceAsyncStub(JobServiceStub):
     """For whoever has work to be done.
 
+    Sizes: a request has at most 192 KiB, and 1 MiB more where it has a payload; the
+    whole of SubmitJobs 4 MiB. An error names at most 100 fields, and of a payload with
+    more than 1,000 values only the first that its schema refuses.
+
     Credentials: metadata `authorization: Bearer TOKEN`. Each RPC below names the scope
     that the token must have; the scope `admin` covers every RPC. Without a good token a
     call is UNAUTHENTICATED, reason UNAUTHENTICATED; without the scope it is
@@ -266,6 +274,10 @@ class JobServiceAsyncStub(JobServiceStub):
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """For whoever has work to be done.
+
+    Sizes: a request has at most 192 KiB, and 1 MiB more where it has a payload; the
+    whole of SubmitJobs 4 MiB. An error names at most 100 fields, and of a payload with
+    more than 1,000 values only the first that its schema refuses.
 
     Credentials: metadata `authorization: Bearer TOKEN`. Each RPC below names the scope
     that the token must have; the scope `admin` covers every RPC. Without a good token a

@@ -20,6 +20,7 @@ from jobsvc.rpc.validate.jobs import (
 )
 from jobsvc.rpc.validate.operations import explain_job, queue, update_queue
 from jobsvc.rpc.validate.schedules import create_schedule, scheduled_request, update_schedule
+from jobsvc.rpc.validate.undecoded import undecoded
 
 __all__ = [
     "MESSAGE_BYTES_MAX",
@@ -44,6 +45,7 @@ __all__ = [
     "scheduled_request",
     "submit_job",
     "submit_jobs",
+    "undecoded",
     "update_job",
     "update_queue",
     "update_schedule",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
-from typing import Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
+from typing import Protocol, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from generated.jobsvc.v1 import job_pb2
 from jobsvc.errors import InvalidRequest, Violation
 
+T = TypeVar("T")
 Violations = list[Violation]
 
 LABELS_MAX = 32
@@ -45,6 +46,10 @@ _FILTER_TIMES = (
     "finish_time_before",
 )
 FILTER_VALUES_MAX = 100
+MASK_PATHS_MAX = 100
+# Of one request: an answer has room for some kilobytes, so that more are of use to nobody. Without
+# a limit a request could be made to cost hundreds of times its own size.
+VIOLATIONS_MAX = 100
 
 
 class Page(Protocol):
@@ -57,7 +62,7 @@ class Page(Protocol):
 def check(violations: Violations) -> None:
     """Raises InvalidRequest if there are any."""
     if violations:
-        raise InvalidRequest(violations)
+        raise InvalidRequest(violations[:VIOLATIONS_MAX])
 
 
 def job_id(job_id: str) -> Violations:
@@ -101,7 +106,16 @@ def known(value: int, path: str, known: Collection[int]) -> Violations:
     return [] if value in known else [Violation(path, "is no value that this service knows")]
 
 
+def at_most(values: Sized, path: str, count_max: int) -> Violations:
+    """Of a repeated field. Where it breaks this rule, nothing is to be done with its elements."""
+    if len(values) <= count_max:
+        return []
+    return [Violation(path, f"must have at most {count_max} entries")]
+
+
 def mask(mask: FieldMask, path: str, known: frozenset[str]) -> Violations:
+    if found := at_most(mask.paths, path, MASK_PATHS_MAX):
+        return found
     names = ", ".join(sorted(known))
     if not mask.paths:
         return [Violation(path, f"must name what to change: {names}")]
@@ -111,19 +125,17 @@ def mask(mask: FieldMask, path: str, known: frozenset[str]) -> Violations:
 
 
 def text(text: str, path: str, characters_max: int) -> Violations:
-    found: Violations = []
     if len(text) > characters_max:
-        found.append(Violation(path, f"must have at most {characters_max:,} characters"))
+        return [Violation(path, f"must have at most {characters_max:,} characters")]
     # Most text is printable in Python's narrower sense, which is checked at a tenth of the cost.
     if not text.isprintable() and _control(text):
-        found.append(Violation(path, "must not have control characters"))
-    return found
+        return [Violation(path, "must not have control characters")]
+    return []
 
 
 def labels(labels: Mapping[str, str], path: str) -> Violations:
-    if len(labels) > LABELS_MAX:
-        return [Violation(path, "must have at most 32 entries")]
-    found: Violations = []
+    if found := at_most(labels, path, LABELS_MAX):
+        return found
     for key, value in labels.items():
         place = f"{path}[{quoted(key)}]"
         if not _label(key):
@@ -171,21 +183,25 @@ def quoted(key: str) -> str:
 
 
 def job_filter(message: job_pb2.JobFilter, path: str = "filter") -> Violations:
-    found: Violations = []
-    for index, state in enumerate(message.states):
-        found += known(state, f"{path}.states[{index}]", _STATES)
-    for index, name in enumerate(message.job_types):
-        found += job_type(name, f"{path}.job_types[{index}]")
+    found = _each(
+        message.states, f"{path}.states", lambda state, place: known(state, place, _STATES)
+    )
+    found += _each(message.job_types, f"{path}.job_types", job_type)
     if message.queue:
         found += queue(message.queue, f"{path}.queue")
     found += labels(message.labels, f"{path}.labels")
-    for index, name in enumerate(message.error_types):
-        found += key(name, f"{path}.error_types[{index}]")
+    found += _each(message.error_types, f"{path}.error_types", key)
     found += text(message.idempotency_key, f"{path}.idempotency_key", KEY_CHARACTERS_MAX)
     for name in _FILTER_TIMES:
         if not _is_timestamp(getattr(message, name)):
             found.append(Violation(f"{path}.{name}", "is not a valid Timestamp"))
-    for name, values in (("job_types", message.job_types), ("error_types", message.error_types)):
-        if len(values) > FILTER_VALUES_MAX:
-            found.append(Violation(f"{path}.{name}", f"must have at most {FILTER_VALUES_MAX}"))
+    return found
+
+
+def _each(values: Sequence[T], path: str, rule: Callable[[T, str], Violations]) -> Violations:
+    """Of a filter's repeated field."""
+    if found := at_most(values, path, FILTER_VALUES_MAX):
+        return found
+    for index, value in enumerate(values):
+        found += rule(value, f"{path}[{index}]")
     return found

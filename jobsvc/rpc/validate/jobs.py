@@ -17,8 +17,6 @@ MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 REQUESTS_MAX = 1_000
 REASON_CHARACTERS_MAX = 1_000
 CONCURRENCY_MAX = 10_000
-# More are of use to nobody, as in a payload.
-VIOLATIONS_MAX = 1_000
 DEFAULT_POLICY = RetryPolicy()
 UPDATABLE = frozenset({"priority", "schedule_time", "labels"})
 
@@ -57,7 +55,7 @@ def submit_jobs(request: job_service_pb2.SubmitJobsRequest, types: Types, now: i
     found: Violations = []
     for index, each in enumerate(request.requests):
         found += submit_job(each, types, now, f"requests[{index}].")
-        if len(found) >= VIOLATIONS_MAX:
+        if len(found) >= fields.VIOLATIONS_MAX:
             break
     return found
 

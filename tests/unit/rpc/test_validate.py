@@ -17,7 +17,6 @@ from generated.jobsvc.v1 import job_service_pb2 as pb
 from jobsvc.core.attempts import JobTypeInfo
 from jobsvc.errors import InvalidRequest, Violation
 from jobsvc.rpc import validate
-from jobsvc.rpc.validate import jobs as job_rules
 from jobsvc.rpc.validate import payload as payload_rules
 
 NOW = 1_800_000_000_250_000_000
@@ -241,9 +240,15 @@ def test_a_payload_has_a_mebibyte(size: int) -> None:
 def test_violations_are_bounded() -> None:
     made = request()
     made.payload.fields["a"].list_value.values.extend([Value()] * 1_000)
-    assert len(submit(made)) == payload_rules.PAYLOAD_VIOLATIONS_MAX
-    many = pb.SubmitJobsRequest(requests=[made] * 1_000)
-    assert len(validate.submit_jobs(many, {}, NOW)) == job_rules.VIOLATIONS_MAX
+    assert len(submit(made)) == 100
+    made.payload.Clear()
+    for number in range(1_000):
+        made.payload.fields[f"{number}\0"].null_value = 0  # type: ignore[assignment]
+    assert len(submit(made)) == 100
+    many = pb.SubmitJobsRequest(requests=[request("priority: 10 max_attempts: 101")] * 1_000)
+    with pytest.raises(InvalidRequest) as caught:
+        validate.check(validate.submit_jobs(many, {}, NOW))
+    assert len(caught.value.violations) == 100
 
 
 def test_paths_are_bounded() -> None:
@@ -337,6 +342,19 @@ def test_a_schema_that_is_none_checks_nothing(schema: Any) -> None:
     assert submit(payload(a=1), demo=demo(schema)) == []
 
 
+@pytest.mark.parametrize(("values", "count"), [(500, 100), (900, 100), (2_000, 1)])
+def test_violations_of_a_schema_are_bounded(values: int, count: int) -> None:
+    """Of a payload of many values the first alone is told, as to find all takes seconds."""
+    strings = demo({"additionalProperties": {"type": "string"}})
+    assert len(submit(payload(**dict.fromkeys(map(str, range(values)), 1)), demo=strings)) == count
+
+
+@pytest.mark.parametrize(("values", "count"), [(500, 100), (2_000, 1)])
+def test_unknown_members_that_are_told_are_bounded(values: int, count: int) -> None:
+    none = demo({"properties": {"a": {}}, "additionalProperties": False})
+    assert len(submit(payload(**dict.fromkeys(map(str, range(values)), 1)), demo=none)) == count
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -349,7 +367,8 @@ json_values = st.recursive(
 def test_a_schema_sees_the_json_that_was_sent(value: dict[str, Any]) -> None:
     struct = Struct()
     struct.update(value)
-    read, violations = payload_rules._read(struct), payload_rules._violations(struct, "payload")
+    read = payload_rules._read(struct, payload_rules._Reader())
+    violations = payload_rules._violations(struct, "payload")
     assert (read is None) == bool(violations)
     if not violations:
         assert read == value
