@@ -80,6 +80,9 @@ CALLS = Histogram(
     ["method", "code"],
     buckets=_SECONDS,
 )
+LOG_DROPPED = Counter(
+    "jobsvc_log_records_dropped", "Log records that nobody read in time, and that were dropped."
+)
 PROCESSES_LOST = Counter(
     "jobsvc_processes_lost", "Processes of this server that ended unasked; each was replaced."
 )

@@ -7,9 +7,9 @@ nothing can tell what a text holds: log ids and types, not values.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import logging
-import os
 import socket
 import sys
 import threading
@@ -29,6 +29,7 @@ from structlog.processors import format_exc_info
 from structlog.typing import FilteringBoundLogger, Processor, WrappedLogger
 
 from jobsvc.core.records import HIDDEN, LEVELS, as_console, as_json, masked, now
+from jobsvc.log_writer import LogWriter
 from jobsvc.settings import METRICS_LISTEN, Settings, split_address
 
 EventDict = MutableMapping[str, Any]
@@ -48,8 +49,8 @@ _thread = _Thread()
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What this thread logs meanwhile is written when it is over, many records in one system call,
-    which costs several times what a record does."""
+    """What this thread logs meanwhile is written when it is over, many records at once: to wake
+    the thread that writes costs several times what a record does."""
     if _thread.records is not None:
         yield
         return
@@ -69,16 +70,22 @@ def together() -> Iterator[None]:
             _write(written)
 
 
-def _write(data: bytes) -> None:
-    try:
-        os.write(_STDERR, data)
-    except OSError:
-        # Nobody is left to read the log, and there is nowhere to say so: the work goes on.
-        return
+def _tell_dropped(count: int) -> None:
+    get_logger("log").warning("log records dropped, as nobody read them", records=count)
+
+
+_writer = LogWriter(_STDERR, _tell_dropped)
+_write = _writer.put
+atexit.register(_writer.flush)
+
+
+def flush() -> None:
+    """Waits until what was logged is written, for a moment: for who is about to end the process."""
+    _writer.flush()
 
 
 class _Stderr:
-    """Writes each record in one system call, so that those of several processes do not mix.
+    """Writes each record by one system call, so that those of several processes do not mix.
 
     A logger for structlog, and a stream for the standard library's logging.
     """
@@ -97,6 +104,9 @@ class _Stderr:
         self.write(line + "\n")
 
     debug = info = warning = error = critical = exception = msg
+
+
+write_line = _Stderr().msg  # for what has made a record of its own
 
 
 def _describe(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

@@ -28,6 +28,7 @@ def thread(name: str, target: Callable[[], None]) -> threading.Thread:
             target()
         except BaseException:  # noqa: BLE001 - nothing is left to hand it to
             telemetry.get_logger("jobsvc").exception("a vital thread died", thread=name)
+            telemetry.flush()
             os._exit(EXIT_CODE)
 
     return threading.Thread(target=run, name=name, daemon=True)

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
+from jobsvc import telemetry
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -17,6 +19,7 @@ def on_stop(stop: Callable[[], object]) -> None:
     def handle(number: int, _: FrameType | None) -> None:
         nonlocal stopping
         if stopping:
+            telemetry.flush()
             os._exit(128 + number)
         stopping = True
         stop()

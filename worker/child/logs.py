@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from jobsvc.core.attempts import Claimed
@@ -64,11 +64,12 @@ def start_in_process() -> None:
         _replace_streams(level)
 
 
-def start_in_threads(modules: Iterable[str]) -> None:
+def start_in_threads(modules: Iterable[str], write: Callable[[str], None]) -> None:
     """In a worker whose threads run handlers. Its logging is set up already, and hears libraries
-    from WARNING on; the packages of the handlers are heard from its own level on."""
-    global _running
-    _running = _OfThread()
+    from WARNING on; the packages of the handlers are heard from its own level on. `write`: where
+    the worker's own records go, so that all are in order."""
+    global _running, _write
+    _running, _write = _OfThread(), write
     log_format, level = _form()
     for handler in logging.getLogger().handlers:
         handler.addFilter(_add_ids)
@@ -110,13 +111,16 @@ def _add_ids(record: logging.LogRecord) -> bool:
     return True
 
 
-def _write(line: str) -> None:
+def _write_itself(line: str) -> None:
     """In one system call, so that records of several processes do not mix."""
     try:
         os.write(_STDERR, (line + "\n").encode("utf-8", "backslashreplace"))
     except OSError:
         # Nobody is left to read the log, and there is nowhere to say so: the job goes on.
         return
+
+
+_write: Callable[[str], None] = _write_itself
 
 
 def _record(level: str, event: str, fields: Mapping[str, Any], logger: str) -> dict[str, Any]:

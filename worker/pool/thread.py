@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from jobsvc import telemetry
 from jobsvc.core.attempts import AttemptKey, Ending, Interrupted, JobTypeInfo, Report, Stopped
 from worker import registry
 from worker.child import execution, logs
@@ -44,7 +45,7 @@ class ThreadPool(Pool):
     def _start(self) -> list[JobTypeInfo]:
         """Import the handlers into this process and start the threads."""
         os.environ.update(self._environment)
-        logs.start_in_threads(self._modules)
+        logs.start_in_threads(self._modules, telemetry.write_line)
         try:
             job_types = registry.load(self._modules)
         except registry.HandlersError:

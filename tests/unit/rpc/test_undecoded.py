@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generated.jobsvc.v1 import admin_service_pb2, job_pb2, schedule_service_pb2
@@ -151,6 +151,7 @@ def test_what_carries_a_payload_may_be_longer(method: str) -> None:
     assert carries == (method in BYTES_MAX)
 
 
+@settings(deadline=None)
 @given(st.sampled_from([SUBMITS, SUBMIT, "JobService/ListJobs"]), st.binary(max_size=200))
 def test_bytes_of_any_kind_are_looked_at(method: str, start: bytes) -> None:
     assert undecoded(method, start) == []

@@ -51,3 +51,11 @@ def quiet(payload: dict[str, Any]) -> None:
 
 
 print("loading")
+
+
+@job("t.secrets")
+def secrets(payload: dict[str, Any]) -> None:
+    try:
+        raise ValueError("postgresql://u:hunter2@h/d")
+    except ValueError:
+        logging.getLogger("library").exception("cannot reach %s", "amqp://u:hunter2@h//")

@@ -120,3 +120,10 @@ def test_on_a_console_prints_stay_as_they_are() -> None:
     (logged,) = [line for line in lines if "text0 logged" in line]
     assert "info" in logged
     assert "job_id=job-0" in logged
+
+
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+def test_secrets_in_the_texts_of_libraries_are_hidden(isolation: str) -> None:
+    (record,) = records(isolation, "t.secrets")
+    assert record["event"] == "cannot reach amqp://u:***@h//"
+    assert "ValueError: postgresql://u:***@h/d" in record["exception"]
