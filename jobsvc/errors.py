@@ -17,7 +17,7 @@ class to its gRPC status.
     ├── RegistryChanged           checked against job types that are out of date (never leaves
     │                             services/: the check is made again)
     ├── SequenceOutOfRange        a resume point beyond the job's history
-    ├── ResumeTokenExpired        older than an hour, or of a database since restored
+    ├── ResumeTokenExpired        older than JOBSVC_RESUME, or of a database since restored
     ├── WatcherTooSlow
     ├── LimitReached              come back later
     ├── Unavailable               come back, perhaps to another server

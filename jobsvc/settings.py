@@ -36,6 +36,7 @@ from jobsvc.tokens import parse_tokens, read_tokens
 
 PREFIX = "JOBSVC_"
 METRICS_LISTEN = "127.0.0.1:9464"
+RESUME_SECONDS_MIN, RESUME_SECONDS_MAX = 3600.0, 30 * 24 * 3600.0
 CHILD_AGE_SECONDS_MIN = 10.0
 CHILD_MEMORY_LIMIT_MIN = 64 * 1024 * 1024
 PATHS = frozenset(
@@ -167,6 +168,7 @@ class Settings(_Model):
     reap_interval: Interval = 5.0
     redispatch_interval: Interval = 15.0
     sweep_interval: Interval = 5.0
+    resume: Annotated[float, BeforeValidator(_span)] = 24 * 3600.0
     prepare: bool = True
     lease: Interval = 30.0
     heartbeat: Interval = 10.0
@@ -299,6 +301,13 @@ class Settings(_Model):
     @classmethod
     def _check_queues(cls, queues: tuple[str, ...]) -> tuple[str, ...]:
         return _check_names(queues, _QUEUE, "queue")
+
+    @field_validator("resume")
+    @classmethod
+    def _check_resume(cls, seconds: float) -> float:
+        if not RESUME_SECONDS_MIN <= seconds <= RESUME_SECONDS_MAX:
+            raise ValueError("not from 1h to 720h (30 days)")
+        return seconds
 
     @field_validator("child_age")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 
 import uvloop
 
@@ -97,7 +98,8 @@ class Service:
         self._database = database
         self._threads = AsyncDatabase(database, DATABASE_THREADS)
         self._hub = WatchHub(self._threads, settings.sweep_interval)
-        self._fleet = Fleet(database, self._threads, settings.sweep_interval)
+        resume = timedelta(seconds=settings.resume)
+        self._fleet = Fleet(database, self._threads, settings.sweep_interval, resume)
         self.outbox = Outbox(
             database,
             broker,
@@ -109,7 +111,7 @@ class Service:
         self._loops = [
             upkeep.Loop(task, database, self.outbox)
             for task in (
-                *upkeep.tasks(settings.promote_interval, settings.reap_interval),
+                *upkeep.tasks(settings.promote_interval, settings.reap_interval, resume),
                 upkeep.Task("tick", settings.promote_interval, ticking(ticked_job)),
             )
         ]

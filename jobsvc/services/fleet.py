@@ -7,12 +7,17 @@ slow, it reads pages of its own until it has caught up. So a slow one costs nobo
 what a watcher gets depends on its position alone, whichever server it is on.
 
 A hint or a timer makes the reader look; neither carries events. While something that has committed
-is hidden behind a transaction that began earlier and still writes, it looks more often.
+is hidden behind a transaction that began earlier and still writes, it looks more often; and where
+that lasts, it asks whether that transaction can write events at all, and passes over it if not.
+
+Catching up, with events of a while ago, goes in turns with a pause in proportion to what the
+process has done since the last, so that other calls have their share of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from bisect import bisect_right
@@ -20,7 +25,6 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -33,6 +37,7 @@ from jobsvc.errors import (
     ResumeTokenExpired,
     StreamExpired,
 )
+from jobsvc.services.pacing import Pace
 from jobsvc.services.threads import AsyncDatabase
 from jobsvc.services.watch import STREAM_AGE_JITTER, STREAM_AGE_SECONDS
 from jobsvc.store import schema
@@ -52,12 +57,17 @@ GATHER_SECONDS = 0.02
 LOOK_SECONDS_MAX = 1.0
 # The first of the waits while something is hidden; each is twice the one before.
 LOOK_AGAIN_SECONDS = 0.02
+# After so long it asks who holds it up, which costs more than a look does.
+ASK_SECONDS = 0.25
 # After this it begins with what is hidden: the first beat is not to come late.
 BEGIN_SECONDS_MAX = 0.5
 RETRY_SECONDS = 0.5
-# How long a mark is good for: an hour, and by how much it may be late when it is sent. What comes
-# after it is kept for longer (PURGE_GRACE in jobsvc/store/verbs/upkeep.py).
-LIFETIME = timedelta(hours=1, seconds=10)
+# A mark is good for the setting's time, and for so much longer as it may be late when it is sent.
+# What comes after it is kept for longer (PURGE_GRACE in jobsvc/store/verbs/upkeep.py).
+LATE = timedelta(seconds=10)
+# A full page whose events are older is of somebody who catches up.
+LIVE = timedelta(seconds=1)
+PACE_SECONDS_MAX = 0.1
 # A watcher whose latest mark lies further back than where it stands gets a fresh one.
 FRESH = timedelta(minutes=1)
 EVENT_BYTES = 1_000  # what one takes beside its texts
@@ -67,7 +77,7 @@ _position = attrgetter("mark.position")
 
 class Mark(NamedTuple):
     """Where a watcher stands, for it to go on from: all up to `position` was told to it, or hidden
-    by its filter. At `time`, by the database's clock, nothing more was to be told."""
+    by its filter. At `time`, by the database's clock, nothing more had committed."""
 
     incarnation: str
     time: datetime
@@ -178,9 +188,9 @@ class _Watcher:
             self.ahead.cancel()
             await asyncio.gather(self.ahead, return_exceptions=True)
 
-    async def wait(self) -> None:
+    async def wait(self, seconds_max: float) -> None:
         """Until there may be something for it to do."""
-        seconds = min(self.beat_at, self.expires_at) - time.monotonic()
+        seconds = min(min(self.beat_at, self.expires_at) - time.monotonic(), seconds_max)
         with suppress(TimeoutError):
             async with asyncio.timeout(max(seconds, 0.0)):
                 await self.woken.wait()
@@ -190,10 +200,14 @@ class _Watcher:
 class Fleet:
     """Belongs to one event loop; only `notify` may be called from other threads."""
 
-    def __init__(self, database: Database, threads: AsyncDatabase, sweep_interval: float) -> None:
+    def __init__(
+        self, database: Database, threads: AsyncDatabase, sweep_interval: float, resume: timedelta
+    ) -> None:
+        """`resume`: how long a mark is good for."""
         self._database = database
         self._threads = threads
         self._look_seconds = min(sweep_interval, LOOK_SECONDS_MAX)
+        self._resume = resume
         self._look_again = LOOK_AGAIN_SECONDS
         self._count = 0  # of watchers, whether they have begun or not
         self._watchers: set[_Watcher] = set()
@@ -201,7 +215,9 @@ class Fleet:
         self._window: _Window | None = None
         self._held_since: float | None = None
         self._held_at = 0
+        self._apart = False
         self._catching_up = asyncio.Semaphore(CATCHING_UP_MAX)
+        self._pace = Pace(PACE_SECONDS_MAX)
         self._work = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -285,7 +301,7 @@ class Fleet:
                         yield each
                 watcher.mark = end
                 if not told:
-                    await watcher.wait()
+                    await watcher.wait(LOOK_AGAIN_SECONDS if self._is_behind(end) else math.inf)
         finally:
             self._count -= 1
             if watcher is not None:
@@ -296,9 +312,10 @@ class Fleet:
         page = await self._look()
         if mark is None:
             return await self._now(page)
-        if mark.position[0] > page.bound:
+        # Not the bound: another server may know of foreign transactions that this one waits for.
+        if mark.position[0] > page.following:
             raise _restored()
-        _check_kept(mark, page)
+        self._check_kept(mark, page)
         return mark
 
     async def _now(self, page: Page) -> Mark:
@@ -329,22 +346,33 @@ class Fleet:
         assert window is not None, "it is there as long as there are watchers"
         if mark.incarnation != window.end.incarnation:
             raise _restored()
-        if mark.position >= window.start:
+        if not self._is_behind(mark):
             return window.after(mark)
         if watcher.ahead is None:
             watcher.read_ahead(self._read_behind(watcher, mark))
         assert watcher.ahead is not None
         behind, watcher.ahead = await watcher.ahead, None
-        _check_kept(mark, behind.page)
+        self._check_kept(mark, behind.page)
         if len(behind.told) == PAGE_EVENTS and behind.end.position < window.start:
             watcher.read_ahead(self._read_behind(watcher, behind.end))
         return behind.told, behind.end
+
+    def _is_behind(self, mark: Mark) -> bool:
+        return self._window is not None and mark.position < self._window.start
+
+    def _check_kept(self, mark: Mark, page: Page) -> None:
+        """Raises ResumeTokenExpired where what follows the mark may be gone."""
+        if not page.at_home or mark.incarnation != page.incarnation:
+            raise _restored()
+        if page.now - mark.time > self._resume + LATE:
+            hours = self._resume / timedelta(hours=1)
+            raise ResumeTokenExpired(f"the resume point is more than {hours:g}h old")
 
     async def _read_behind(self, watcher: _Watcher, mark: Mark) -> _Behind:
         """The page that follows the mark, of which all that the watcher wants is prepared."""
 
         def read(connection: Connection) -> _Behind:
-            page = fleet.page_after(connection, mark.position, PAGE_EVENTS)
+            page = fleet.page_after(connection, mark.position, PAGE_EVENTS, apart=self._apart)
             told, end = _tell(page, mark)
             for each in told:
                 if watcher.matches(each.found):
@@ -352,12 +380,14 @@ class Fleet:
             return _Behind(page, told, end)
 
         async with self._catching_up:
+            await self._pace.turn()
             return await self._threads.read(read)
 
     async def _read_forever(self) -> None:
         while True:
             if not self._count:
                 self._window = self._held_since = None
+                self._apart = False
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._pause()):
                     await self._work.wait()
@@ -382,14 +412,12 @@ class Fleet:
     async def _read(self) -> bool:
         """Another page for the window; answers whether there may be one more already."""
         beginning = len(self._beginning)
-        page = await self._page()
+        page, told, end = await self._next()
         self._note_hidden(page)
-        told: Sequence[Told] = ()
-        if self._window is None or self._window.end.incarnation != page.incarnation:
+        if self._window is None or end is None:
             self._window = _Window(page)
             self._wake_all()
         else:
-            told, end = _tell(page, self._window.end)
             self._window.extend(told, end)
         for looked in self._beginning[:beginning]:
             if not looked.done():
@@ -398,9 +426,11 @@ class Fleet:
         if not told:
             return False
         self._wake_all()
-        if len(told) == PAGE_EVENTS:
-            return True
         age = page.now - moment(told[-1].found.time)
+        if len(told) == PAGE_EVENTS:
+            if age > LIVE:
+                await self._pace.turn()
+            return True
         metrics.FLEET_LAG.observe(max(age.total_seconds(), 0.0))
         return False
 
@@ -408,14 +438,25 @@ class Fleet:
         for watcher in self._watchers:
             watcher.woken.set()
 
-    async def _page(self) -> Page:
-        after = self.latest.position if self.latest is not None else None
-        read = partial(fleet.page_after, position=after, limit=PAGE_EVENTS)
-        page = await self._threads.read(read)
-        if not page.at_home:
+    async def _next(self) -> tuple[Page, Sequence[Told], Mark | None]:
+        """What follows the window, and where it ends then; None for another one to begin."""
+        last, watchers = self.latest, tuple(self._watchers)
+
+        def read(connection: Connection) -> tuple[Page, Sequence[Told], Mark | None]:
+            position = last.position if last is not None else None
+            page = fleet.page_after(connection, position, PAGE_EVENTS, apart=self._apart)
+            if last is None or last.incarnation != page.incarnation:
+                return page, (), None
+            told, end = _tell(page, last)
+            if len(told) == PAGE_EVENTS:
+                _prepare(told, watchers)
+            return page, told, end
+
+        found = await self._threads.read(read)
+        if not found[0].at_home:
             await self._threads.run(schema.settle, self._database)
-            page = await self._threads.read(read)
-        return page
+            found = await self._threads.read(read)
+        return found
 
     def _note_hidden(self, page: Page) -> None:
         if not page.hidden:
@@ -425,6 +466,8 @@ class Fleet:
             self._look_again = LOOK_AGAIN_SECONDS
         else:
             self._look_again = min(2 * self._look_again, self._look_seconds)
+        waits = page.hidden and (self._apart or self.held_seconds >= ASK_SECONDS)
+        self._apart = page.passed_over or waits
 
     def _fail_beginning(self, error: Exception) -> None:
         """Whoever has just come is told; the others wait for the database to come back."""
@@ -474,10 +517,19 @@ def _in_time(
     return checks
 
 
+def _prepare(told: Sequence[Told], watchers: Sequence[_Watcher]) -> None:
+    """Does here what whoever tells it first would do on the event loop."""
+    for each in told:
+        wants = (watcher for watcher in watchers if watcher.matches(each.found))
+        if (first := next(wants, None)) is not None:
+            first.prepare(each)
+
+
 def _tell(page: Page, before: Mark) -> tuple[Sequence[Told], Mark]:
     """The page's events for those who stand at `before`, and where they stand afterwards."""
     whole = len(page.events) < PAGE_EVENTS
-    as_of = page.now if whole else before.time
+    # What is hidden may have committed at any time since then.
+    as_of = page.now if whole and not page.hidden else before.time
     latest = in_microseconds(as_of)
     told: list[Told] = []
     for found in page.events:
@@ -487,15 +539,7 @@ def _tell(page: Page, before: Mark) -> tuple[Sequence[Told], Mark]:
         told.append(Told(found, Mark(page.incarnation, as_of, found.position)))
     if not whole:
         return told, told[-1].mark
-    return told, Mark(page.incarnation, page.now, max(page.end, before.position))
-
-
-def _check_kept(mark: Mark, page: Page) -> None:
-    """Raises ResumeTokenExpired where what follows the mark may be gone."""
-    if not page.at_home or mark.incarnation != page.incarnation:
-        raise _restored()
-    if page.now - mark.time > LIFETIME:
-        raise ResumeTokenExpired("the resume point is more than an hour old")
+    return told, Mark(page.incarnation, as_of, max(page.end, before.position))
 
 
 def _restored() -> ResumeTokenExpired:

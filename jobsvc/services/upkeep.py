@@ -10,6 +10,8 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 
 from jobsvc import metrics, telemetry, vital
 from jobsvc.core.model import Effects
@@ -57,10 +59,10 @@ class Release:
         return self._opens
 
 
-def purge_once(database: Database, limit: int) -> tuple[int, Effects]:
+def purge_once(database: Database, limit: int, resume: timedelta) -> tuple[int, Effects]:
     def purge(tx: Transaction) -> int:
         registry.forget_dead(tx)
-        return verbs.purge(tx, limit)
+        return verbs.purge(tx, limit, resume)
 
     return database.write(purge), Effects()
 
@@ -85,14 +87,15 @@ class Task:
     sooner: Callable[[], float] = lambda: math.inf
 
 
-def tasks(promote_interval: float, reap_interval: float) -> list[Task]:
+def tasks(promote_interval: float, reap_interval: float, resume: timedelta) -> list[Task]:
+    """`resume`: how long a resume token of a fleet watcher is good."""
     release = Release()
     return [
         Task("promote", promote_interval, promote_once),
         Task("expire", promote_interval, expire_once),
         Task("release", promote_interval, release.once, release.opens),
         Task("reap", reap_interval, reap_once),
-        Task("purge", PURGE_INTERVAL_SECONDS, purge_once),
+        Task("purge", PURGE_INTERVAL_SECONDS, partial(purge_once, resume=resume)),
         Task("measure", MEASURE_INTERVAL_SECONDS, measure_once),
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ async def running_world(
     database = open_database(sqlite_url(directory))
     threads = AsyncDatabase(database, THREADS)
     hub = WatchHub(threads, SWEEP_SECONDS)
-    fleet = Fleet(database, threads, SWEEP_SECONDS)
+    fleet = Fleet(database, threads, SWEEP_SECONDS, timedelta(hours=24))
     # Its thread is not started: what is owed to the broker is of no concern here.
     outbox = Outbox(database, Broker("memory://rpc-tests"), on_changes=hub.notify)
     services = assemble(database, threads, outbox, hub, fleet)

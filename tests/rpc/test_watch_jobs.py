@@ -146,7 +146,7 @@ async def test_tokens_that_are_good_no_more(world: World) -> None:
     mark = tokens.mark(first.resume_token)
     assert mark is not None
     for bad in (
-        mark._replace(time=mark.time - timedelta(hours=1, minutes=1)),
+        mark._replace(time=mark.time - timedelta(hours=24, minutes=1)),
         mark._replace(incarnation=str(uuid4())),
         mark._replace(position=(mark.position[0] + 10**9, *mark.position[1:])),
     ):

@@ -285,8 +285,8 @@ class House:
     def republish(self, *job_ids: str) -> None:
         self.effects = self.write(lambda tx: dispatching.republish(tx, job_ids))
 
-    def purge(self, limit: int = 100) -> int:
-        return self.write(lambda tx: verbs.purge(tx, limit))
+    def purge(self, limit: int = 100, resume: timedelta = timedelta()) -> int:
+        return self.write(lambda tx: verbs.purge(tx, limit, resume))
 
     def announce(self, info: WorkerInfo, *types: JobTypeInfo) -> None:
         self.write(lambda tx: registry.announce(tx, info, types))
@@ -309,13 +309,18 @@ class House:
         return self.database.read(lambda c: lookups.list_events(c, job_id, 0, 1000))
 
     def page_after(
-        self, position: Position | None, limit: int = 1000, *, hidden: bool = False
+        self,
+        position: Position | None,
+        limit: int = 1000,
+        *,
+        hidden: bool = False,
+        apart: bool = False,
     ) -> Page:
         """Of the events of all jobs. It waits until nothing is hidden, unless `hidden` will do: a
-        transaction of any other test on the same cluster hides what is new."""
+        transaction of any other test on the same cluster hides what is new, but for `apart`."""
         deadline = time.monotonic() + WAIT_SECONDS_MAX
         while True:
-            page = self.database.read(lambda c: fleet.page_after(c, position, limit))
+            page = self.database.read(lambda c: fleet.page_after(c, position, limit, apart=apart))
             if hidden or not page.hidden:
                 return page
             assert time.monotonic() < deadline, "what is new stays hidden"

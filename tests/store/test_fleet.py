@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -311,7 +312,7 @@ async def server(pg_house: House, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     """It looks by itself only while something is hidden."""
     monkeypatch.setattr(services, "LOOK_SECONDS_MAX", 3600.0)
     threads = AsyncDatabase(pg_house.database, 4)
-    made = Fleet(pg_house.database, threads, 3600.0)
+    made = Fleet(pg_house.database, threads, 3600.0, timedelta(hours=24))
     made.start()
     yield made
     await made.stop()

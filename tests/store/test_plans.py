@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -156,8 +157,11 @@ WORK: dict[str, tuple[str, Work]] = {
     "expire": ("ix_jobs_expiring", lambda tx: verbs.expire(tx, 200)),
     "reap": ("ix_jobs_leased", lambda tx: verbs.reap(tx, 200)),
     "release": ("ix_jobs_held", lambda tx: releasing.release_held(tx, 200)),
-    "purge jobs": ("ix_jobs_purge", lambda tx: verbs.purge(tx, 200)),
-    "purge keys": ("ix_idempotency_keys_expire_time", lambda tx: verbs.purge(tx, 200)),
+    "purge jobs": ("ix_jobs_purge", lambda tx: verbs.purge(tx, 200, timedelta(hours=24))),
+    "purge keys": (
+        "ix_idempotency_keys_expire_time",
+        lambda tx: verbs.purge(tx, 200, timedelta(hours=24)),
+    ),
     "holders of unique keys": (
         "ix_jobs_unique",
         lambda tx: uniqueness.lock_holders(tx, [("demo", "2"), ("other", "4")], [], IDS),
@@ -181,6 +185,7 @@ WORK: dict[str, tuple[str, Work]] = {
         lambda tx: lookups.list_events(tx.connection, IDS[0], 0, 100),
     ),
     "events of all jobs": ("ix_job_events_x", lambda tx: page_of_events(tx)),
+    "events of all jobs, apart": ("ix_job_events_x", lambda tx: page_of_events(tx, apart=True)),
 }
 
 
@@ -194,8 +199,8 @@ def owe(tx: Transaction) -> None:
     recovery._owe(tx, recovery.overdue("default", tx.now), window, 200)
 
 
-def page_of_events(tx: Transaction) -> None:
-    fleet.page_after(tx.connection, (7, fleet.NO_JOB, 0), 200)
+def page_of_events(tx: Transaction, *, apart: bool = False) -> None:
+    fleet.page_after(tx.connection, (7, fleet.NO_JOB, 0), 200, apart=apart)
 
 
 @pytest.mark.parametrize("name", list(WORK))

@@ -264,6 +264,13 @@ def test_when_a_child_is_replaced() -> None:
     ]
 
 
+def test_how_long_a_resume_token_is_good() -> None:
+    assert load({}).resume == 24 * 3600
+    assert load({"JOBSVC_RESUME": "720h"}).resume == 720 * 3600
+    for bad in ("59m", "721h"):
+        assert problems({"JOBSVC_RESUME": bad}) == ["JOBSVC_RESUME: not from 1h to 720h (30 days)"]
+
+
 def test_a_lease_outlives_a_lost_heartbeat() -> None:
     (problem,) = problems({"JOBSVC_LEASE": "20s"})
     assert problem.startswith("JOBSVC_HEARTBEAT: JOBSVC_LEASE must be")

@@ -9,6 +9,18 @@ there is read. A job's events are in the order of their sequence, because each t
 its transaction's x and the x of the event before it (`jobs.last_x`), which its writer has read
 under the row's lock. On SQLite there is one writer and x counts what it commits.
 
+Anybody's transaction has such a number, in whichever database of the cluster it is, and one that
+stays open would hide what commits after it. Where one does, the reader may ask who is at work
+(`apart`), and passes over those that are known to be foreign: that can write no event, as they are
+in another database or of a role that may not. Why that misses nothing either: whoever is passed
+over was under way in the snapshot, and is seen after it, under the same number, where it belongs.
+A number is given once, and its session stays in its database; so it began there. Who has ended
+meanwhile, or cannot be told, counts as one of ours. The other way around it would be wrong: a
+session that was seen first may have ended, and its place be taken by one of ours that writes. And
+that is what PostgreSQL does with a statement: its snapshot is taken before it runs. (Sessions are
+looked at once a transaction, so this statement is to be the only one of its own.) Where the bound
+falls back for a look, since somebody has just ended, only less is read.
+
 Nobody's position goes beyond what the latest event that is there makes certain, though xmin does:
 after a crash PostgreSQL gives the numbers of transactions anew of which nothing was on its disk.
 What is seen was on disk before, and so are all numbers up to its own.
@@ -37,6 +49,37 @@ NO_JOB = "00000000-0000-0000-0000-000000000000"
 _OLDEST_NUMBER = sa.literal_column(
     "pg_snapshot_xmin(pg_current_snapshot())::text::bigint", sa.BigInteger
 )
+_NEXT_NUMBER = sa.literal_column(
+    "pg_snapshot_xmax(pg_current_snapshot())::text::bigint", sa.BigInteger
+)
+# Of those that are not known to be foreign. A session's role may be any that it is a member of.
+_OLDEST_NUMBER_APART = sa.literal_column(
+    """(
+    SELECT coalesce(
+        min(number::text::bigint), pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+    )
+    FROM pg_snapshot_xip(pg_current_snapshot()) AS number
+    WHERE NOT EXISTS (
+        SELECT FROM pg_catalog.pg_stat_activity AS session
+        WHERE session.backend_xid = number::xid AND (
+            session.datid <> (SELECT oid FROM pg_database WHERE datname = current_database())
+            OR session.usename IS NOT NULL AND NOT EXISTS (
+                SELECT FROM pg_roles
+                WHERE pg_has_role(session.usesysid, pg_roles.oid, 'MEMBER')
+                    AND has_any_column_privilege(pg_roles.oid, 'job_events', 'INSERT')
+            )
+        )
+    ) AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_prepared_xacts AS prepared
+        WHERE prepared.transaction = number::xid AND prepared.database <> current_database()
+    )
+)""",
+    sa.BigInteger,
+)
+_MAY_ASK = """
+    SELECT has_table_privilege('pg_catalog.pg_stat_activity', 'SELECT')
+        AND has_table_privilege('pg_catalog.pg_prepared_xacts', 'SELECT')
+"""
 
 
 class FleetEvent(NamedTuple):
@@ -84,14 +127,17 @@ class FleetEvent(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Page:
     """`bound`: no event of a lower x is missing, or will be; what has committed at or above it
-    cannot be told yet. `latest`: the greatest x of all that has committed. `at_home`: False where
-    the database was restored since the incarnation began, and schema.settle is due. `now`: the
-    database's clock."""
+    cannot be told yet. `following`: what is yet to begin lies at or above it. `passed_over`: there
+    are transactions below the bound that are known to be foreign. `latest`: the greatest x of all
+    that has committed. `at_home`: False where the database was restored since the incarnation
+    began, and schema.settle is due. `now`: the database's clock."""
 
     incarnation: str
     at_home: bool
     now: datetime
     bound: int
+    following: int
+    passed_over: bool
     latest: int
     events: list[FleetEvent]
 
@@ -106,34 +152,59 @@ class Page:
         return min(self.bound, self.latest + 1), NO_JOB, 0
 
 
-def page_after(connection: sa.Connection, position: Position | None, limit: int) -> Page:
+def page_after(
+    connection: sa.Connection, position: Position | None, limit: int, *, apart: bool = False
+) -> Page:
     """The up to `limit` events that follow the position, in order; for None no events, but all
-    else. In one snapshot, whatever commits meanwhile."""
+    else. In one snapshot, whatever commits meanwhile. `apart`: asks who is at work, where the role
+    may, and passes over who is foreign; on a connection that commits by itself."""
     x, job_id, sequence = position or (0, NO_JOB, 0)
     count = limit if position else 0
-    rows = _read(connection, {"x": x, "job": job_id, "seq": sequence, "count": count})
-    incarnation, at, now, bound, latest, first, *_ = rows[0]
+    read = _read_apart if apart and _may_ask(connection) else _read
+    rows = read(connection, {"x": x, "job": job_id, "seq": sequence, "count": count})
+    incarnation, at, now, bound, oldest, following, latest, first, *_ = rows[0]
     return Page(
         incarnation=incarnation,
         at_home=is_home(at, home(connection)),
         now=moment(now),
         bound=bound,
+        following=following,
+        passed_over=oldest < bound,
         latest=latest,
         events=[FleetEvent._make(row[_HEAD:]) for row in rows] if first is not None else [],
     )
 
 
-_HEAD = 5  # columns that are not the event's
+def _may_ask(connection: sa.Connection) -> bool:
+    if connection.dialect.name == "sqlite":
+        return False
+    if "may_ask" not in connection.info:
+        connection.info["may_ask"] = connection.exec_driver_sql(_MAY_ASK).scalar_one()
+    return bool(connection.info["may_ask"])
+
+
+_HEAD = 7  # columns that are not the event's
 
 
 @in_order
 def _read(sqlite: bool) -> sa.Select[Any]:
+    return _select(sqlite, _OLDEST_NUMBER)
+
+
+@in_order
+def _read_apart(sqlite: bool) -> sa.Select[Any]:
+    return _select(sqlite, _OLDEST_NUMBER_APART)
+
+
+def _select(sqlite: bool, first_number: sa.ColumnElement[int]) -> sa.Select[Any]:
     """What is known of the whole, beside each of the events; one row without any if there is none.
 
     Events are picked before jobs are looked up, for the planner not to begin with the jobs.
     """
     clock = sa.func.jobsvc_now if sqlite else sa.func.statement_timestamp
-    bound = service.c.x_base + (1 if sqlite else _OLDEST_NUMBER)
+    bound = service.c.x_base + (1 if sqlite else first_number)
+    oldest = service.c.x_base + (1 if sqlite else _OLDEST_NUMBER)
+    following = service.c.x_base + (1 if sqlite else _NEXT_NUMBER)
     x = sa.bindparam("x", type_=sa.BigInteger)
     place = sa.tuple_(sa.bindparam("job", type_=JobId), sa.bindparam("seq", type_=sa.BigInteger))
     # Asked in this way it is the index's last entry, whatever the planner believes.
@@ -171,6 +242,8 @@ def _read(sqlite: bool) -> sa.Select[Any]:
             service.c.home,
             microseconds(clock(type_=UtcTime), sqlite).label("now"),
             bound.label("bound"),
+            oldest.label("oldest"),
+            following.label("following"),
             sa.func.coalesce(latest, 0).label("latest"),
             *(column for column in found.c if column.name != "place"),
         )

@@ -23,8 +23,8 @@ from jobsvc.store.rules.releasing import make_room
 from jobsvc.store.tables import idempotency_keys, jobs, workers
 from jobsvc.store.verbs.arrows import Lost, expire_one, fail, remove
 
-# A resume token of a fleet watcher is good for an hour, the shortest retention, from when it was
-# made; what ended just before that, in a transaction that took its time, may come after it.
+# What ended just before a resume token of a fleet watcher was made, in a transaction that took its
+# time, may come after it.
 PURGE_GRACE = timedelta(minutes=1)
 # What the error of a lost job says, where each of several may be why its worker died.
 AMONG_OTHERS = ", and ran {} more jobs; this one runs again apart from others"
@@ -130,14 +130,15 @@ def _stuck(tx: Transaction, lost: list[LockedJob]) -> frozenset[str]:
     return frozenset(rows.scalars())
 
 
-def purge(tx: Transaction, limit: int) -> int:
-    """Deletes ended jobs past their purge_time with their events, and idempotency keys past
-    theirs whose job is gone. Answers the count of jobs."""
+def purge(tx: Transaction, limit: int, resume: timedelta) -> int:
+    """Deletes ended jobs with their events, once they have been past their purge_time for as long
+    as a resume token is good, and idempotency keys past their expire_time whose job is gone.
+    Answers the count of jobs."""
     doomed = [
         row.id
         for row in tx.execute(
             sa.select(jobs.c.id)
-            .where(jobs.c.purge_time <= tx.now - PURGE_GRACE)
+            .where(jobs.c.purge_time <= tx.now - resume - PURGE_GRACE)
             .order_by(jobs.c.purge_time)
             .limit(limit)
             .with_for_update(skip_locked=True)

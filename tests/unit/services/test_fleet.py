@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -33,6 +34,7 @@ from tests.store.house import DONE, FATAL, RETRYABLE, House
 from .tap import Tap
 
 NEVER = 3600.0
+RESUME = timedelta(hours=24)
 SOON = 0.02
 SECONDS_MAX = 10.0
 LINE = Log("INFO", "line")
@@ -59,7 +61,7 @@ async def make_fleet(
     monkeypatch.setattr(module, "LOOK_SECONDS_MAX", NEVER)
 
     def make(look_seconds: float) -> Fleet:
-        fleets.append(Fleet(database, tap, look_seconds))
+        fleets.append(Fleet(database, tap, look_seconds, RESUME))
         fleets[-1].start()
         return fleets[-1]
 
@@ -379,7 +381,7 @@ async def test_beats_come_when_nothing_is_told(fleet: Fleet, house: House) -> No
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"time": -timedelta(hours=1, minutes=1)}, "more than an hour old"),
+        ({"time": -timedelta(hours=24, minutes=1)}, "more than 24h old"),
         ({"incarnation": str(uuid4())}, "restored"),
         ({"position": 1}, "restored"),
     ],
@@ -396,7 +398,7 @@ async def test_marks_that_are_good_no_more(
     with pytest.raises(ResumeTokenExpired, match=why):
         await following(fleet.watch(ALL, bad, NEVER))
     assert fleet.watcher_count == 0
-    almost = mark._replace(time=mark.time - timedelta(minutes=59, seconds=59))
+    almost = mark._replace(time=mark.time - timedelta(hours=23, minutes=59, seconds=59))
     await begun(fleet, mark=almost)
 
 
@@ -408,7 +410,7 @@ async def _first(fleet: Fleet) -> Beat:
     return beat
 
 
-async def test_whoever_falls_an_hour_behind_is_told_so(
+async def test_whoever_falls_further_behind_than_a_mark_is_good_is_told_so(
     fleet: Fleet, house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow, fast = await begun(fleet), await begun(fleet)
@@ -417,8 +419,8 @@ async def test_whoever_falls_an_hour_behind_is_told_so(
     fleet.notify()
     await take(slow, 1)
     await take(fast, 22)
-    monkeypatch.setattr(module, "LIFETIME", timedelta(microseconds=1))
-    with pytest.raises(ResumeTokenExpired, match="more than an hour old"):
+    monkeypatch.setattr(module, "LATE", timedelta(microseconds=1) - RESUME)
+    with pytest.raises(ResumeTokenExpired, match="more than 24h old"):
         await take(slow, 21)
 
 
@@ -535,6 +537,41 @@ async def test_nobody_is_read_for_when_nobody_watches(
     stream = await begun(fleet)
     house.cancel(job_id)
     assert await take_names(stream, 1) == [(job_id, 2)]
+
+
+async def test_what_is_behind_is_made_ready_off_the_event_loop_and_in_turns(
+    fleet: Fleet, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For who is in the window, too: the reader itself was behind."""
+    turns: list[None] = []
+    prepared: list[bool] = []
+
+    async def turn() -> None:
+        turns.append(None)
+
+    def prepare(told: Told) -> None:
+        if not told.wire:
+            told.wire = b"ready"
+            prepared.append(threading.current_thread() is threading.main_thread())
+
+    monkeypatch.setattr(fleet._pace, "turn", turn)
+    monkeypatch.setattr(module, "LIVE", timedelta(seconds=-NEVER))
+    stream = fleet.watch(ALL, None, NEVER, prepare)
+    assert isinstance(await following(stream), Beat)
+    house.report(house.start(), *[LINE] * 6)  # two full pages
+    fleet.notify()
+    assert len(await take(stream, 8)) == 8
+    assert prepared == [False] * 8
+    assert len(turns) == 2
+
+
+async def test_a_mark_keeps_the_time_while_something_is_hidden(house: House) -> None:
+    """What is hidden is as old as its commit: the mark's life counts from before that."""
+    page = house.page_after(None)
+    before = Mark(page.incarnation, page.now - timedelta(minutes=5), page.end)
+    hidden = replace(page, latest=page.bound)
+    assert module._tell(hidden, before)[1].time == before.time
+    assert module._tell(page, before)[1].time == page.now
 
 
 async def test_the_lag_of_what_is_told_live_is_measured(fleet: Fleet, house: House) -> None:

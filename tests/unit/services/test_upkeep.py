@@ -22,6 +22,7 @@ from tests.store.house import DONE, RETRYABLE, House, new_id, worker
 
 SECONDS_MAX = 10.0
 AGO = timedelta(minutes=-2)
+RESUME = timedelta(hours=24)
 
 
 def due(house: House) -> list[str]:
@@ -85,7 +86,7 @@ def test_purge(house: House, database: Database) -> None:
     for claimed in (old, young):
         house.finish(claimed, DONE)
     house.change(old.job_id, purge_time=house.now() + AGO)
-    assert upkeep.purge_once(database, 10) == (1, Effects())
+    assert upkeep.purge_once(database, 10, timedelta()) == (1, Effects())
     assert (house.count(jobs), house.count(job_events)) == (1, 3)
     assert house.count(idempotency_keys) == 1  # it lives for a day at least
     assert house.get(young.job_id).state is JobState.SUCCEEDED
@@ -108,14 +109,28 @@ def test_a_call_takes_no_more_than_its_limit(
     assert [once(database, 2)[0] for _ in range(4)] == [2, 2, 1, 0]
 
 
+def test_events_outlive_their_job_by_as_long_as_a_resume_token_is_good(
+    house: House, database: Database
+) -> None:
+    claimed = house.start()
+    house.finish(claimed, DONE)
+    (purge,) = (task.once for task in upkeep.tasks(0.5, 5.0, RESUME) if task.name == "purge")
+    house.change(claimed.job_id, purge_time=house.now() - RESUME)
+    assert purge(database, 10) == (0, Effects())
+    assert house.count(job_events) == 3
+    house.change(claimed.job_id, purge_time=house.now() - RESUME + AGO)
+    assert purge(database, 10) == (1, Effects())
+    assert house.count(job_events) == 0
+
+
 def test_every_kind_of_upkeep_has_a_task() -> None:
-    assert {task.once for task in upkeep.tasks(0.5, 5.0)} >= {
+    tasks = upkeep.tasks(0.5, 5.0, RESUME)
+    assert {task.once for task in tasks} >= {
         upkeep.promote_once,
         upkeep.expire_once,
         upkeep.reap_once,
-        upkeep.purge_once,
     }
-    intervals = {task.name: task.interval for task in upkeep.tasks(0.5, 5.0)}
+    intervals = {task.name: task.interval for task in tasks}
     assert (intervals["promote"], intervals["reap"]) == (0.5, 5.0)
 
 
