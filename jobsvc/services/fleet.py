@@ -67,7 +67,8 @@ RETRY_SECONDS = 0.5
 LATE = timedelta(seconds=10)
 # A full page whose events are older is of somebody who catches up.
 LIVE = timedelta(seconds=1)
-PACE_SECONDS_MAX = 0.1
+PACE_SHARE = 0.25
+PACE_SECONDS_MAX = 0.15
 # A watcher whose latest mark lies further back than where it stands gets a fresh one.
 FRESH = timedelta(minutes=1)
 EVENT_BYTES = 1_000  # what one takes beside its texts
@@ -217,7 +218,7 @@ class Fleet:
         self._held_at = 0
         self._apart = False
         self._catching_up = asyncio.Semaphore(CATCHING_UP_MAX)
-        self._pace = Pace(PACE_SECONDS_MAX)
+        self._pace = Pace(PACE_SHARE, PACE_SECONDS_MAX)
         self._work = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reader: asyncio.Task[None] | None = None

@@ -47,7 +47,7 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
 async def test_a_pause_is_in_proportion_to_the_work(
     clocks: Clocks, elapsed: float, used: float, pause: float
 ) -> None:
-    pace = Pace(0.1)
+    pace = Pace(0.5, 0.1)
     await pace.turn()
     clocks.work(elapsed, used)
     await pace.turn()
@@ -55,7 +55,7 @@ async def test_a_pause_is_in_proportion_to_the_work(
 
 
 async def test_all_share_the_turns(clocks: Clocks) -> None:
-    pace = Pace(0.1)
+    pace = Pace(0.5, 0.1)
     clocks.work(0.04, 0.04)
 
     async def run() -> None:
