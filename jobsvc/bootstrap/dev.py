@@ -20,7 +20,7 @@ from jobsvc.broker.topology import Broker
 from jobsvc.errors import CannotStart
 from jobsvc.outbox import Outbox
 from jobsvc.settings import Settings
-from jobsvc.store import registry, schema, verbs
+from jobsvc.store import migrating, registry, verbs
 from jobsvc.store.database import Database
 from jobsvc.store.dialects.engines import sqlite_url
 from worker.runtime.worker import Worker
@@ -42,7 +42,7 @@ def run(settings: Settings, data_dir: Path) -> int:
         url = sqlite_url((data_dir / "jobsvc.db").resolve())
         database = Database(url, pool_size=DATABASE_THREADS + OTHER_CONNECTIONS)
         try:
-            schema.migrate(database)
+            migrating.migrate(database)
             _reap_predecessors(database)
             uvloop.run(_serve(settings, database, data_dir))
         finally:

@@ -76,15 +76,15 @@ def migrate(
     """Bring the database's schema to this release."""
     settings = configuration.load(needs=("database_url",))
     from jobsvc import telemetry
-    from jobsvc.store import schema
+    from jobsvc.store import migrating
     from jobsvc.store.database import Database
 
     telemetry.configure(settings)
     database = Database(settings.database_url)
     try:
         if not check:
-            schema.migrate(database)
-        missing = schema.missing(database)
+            migrating.migrate(database)
+        missing = migrating.missing(database)
     finally:
         database.close()
     for migration in missing:

@@ -1,28 +1,23 @@
-"""The schema's version: bringing it to this release's, and refusing to run on another. And which
-database this is: whether it was restored, and so is not the one that tokens were made for."""
+"""Refusing to run on another schema than this release's. And which database this is: whether it was
+restored, and so is not the one that tokens were made for."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError
 
-from jobsvc import __version__
 from jobsvc.errors import DatabaseUnfit, SchemaMismatch
 from jobsvc.store.database import Database
 from jobsvc.store.dialects.engines import HARMLESS, SESSION
 from jobsvc.store.tables import job_events, service
 
+REVISION = "0003"  # of the last migration
 # What tells one database from another, however alike they are within. A role of a managed service
 # may not be allowed to ask for all of it, or find it unsupported.
 _HOME = (
@@ -38,28 +33,6 @@ _NEXT_NUMBER = sa.literal_column(
 _LATEST = sa.select(sa.func.max(job_events.c.x)).scalar_subquery()
 # For whoever is writing to come to an end, which takes no longer than a statement may.
 _SETTLE_SECONDS_MAX = 8
-
-
-def config(database: Database) -> Config:
-    """Alembic's configuration for this database; migrations/env.py takes the engine from it."""
-    alembic = Config()
-    scripts = str(Path(__file__).parent / "migrations")
-    alembic.set_main_option("script_location", scripts.replace("%", "%%"))  # as in an .ini file
-    alembic.attributes["engine"] = database.engine
-    return alembic
-
-
-def migrate(database: Database) -> None:
-    """Brings the schema to this release's; a newer one that serves this release is left as it is.
-    Then as `settle`. Safe to run side by side with itself. Raises SchemaMismatch as `missing`
-    does."""
-    require_session(database)
-    if missing(database):
-        try:
-            command.upgrade(config(database), "head")
-        except DBAPIError as error:
-            raise database.translated(error) from error
-    settle(database)
 
 
 def require_session(database: Database) -> None:
@@ -91,35 +64,32 @@ def _settings(connection: sa.Connection, names: Iterable[str]) -> dict[str, str]
     return dict(connection.execute(sa.select(*values.values())).mappings().one())
 
 
-def missing(database: Database) -> list[str]:
-    """The migrations that the database lacks, oldest first, each as "revision: what it does".
-
-    Raises SchemaMismatch where the schema is newer and does not serve this release any more.
-    """
-    scripts = ScriptDirectory.from_config(config(database))
-
-    def current(connection: sa.Connection) -> str | None:
-        return MigrationContext.configure(connection).get_current_revision()
-
-    revision = database.read(current)
-    known = {script.revision: script for script in scripts.walk_revisions()}
-    if revision is not None and revision not in known:
-        _refuse_unless_served(database)
-        return []
-    lacking = scripts.iterate_revisions("head", revision or "base")
-    return [f"{s.revision}: {s.doc}" for s in reversed(list(lacking))]
-
-
 def require(database: Database) -> None:
     """Raises SchemaMismatch unless this release can run on the schema, and DatabaseUnfit as
     `require_session`. Then as `settle`."""
     require_session(database)
-    if lacking := missing(database):
+    if not database.read(_is_current):
+        _require_served(database)
+    settle(database)
+
+
+def _is_current(connection: sa.Connection) -> bool:
+    version = sa.table("alembic_version", sa.column("version_num"))
+    return (
+        sa.inspect(connection).has_table(version.name)
+        and connection.scalar(sa.select(version.c.version_num)) == REVISION
+    )
+
+
+def _require_served(database: Database) -> None:
+    # Alembic takes 12 MiB, which no process needs that finds the schema as it should be.
+    from jobsvc.store import migrating
+
+    if lacking := migrating.missing(database):
         raise SchemaMismatch(
             f"the database's schema is older than this release ({len(lacking)} migrations are "
             "missing); run: jobsvc migrate"
         )
-    settle(database)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,18 +190,3 @@ def _begin_incarnation(connection: sa.Connection, here: str) -> None:
 def ping(connection: sa.Connection) -> None:
     """Asks the database anything at all."""
     connection.execute(sa.select(service.c.id))
-
-
-def _refuse_unless_served(database: Database) -> None:
-    oldest = str(
-        database.read(lambda c: c.execute(sa.select(service.c.oldest_release)).scalar_one())
-    )
-    if _release(__version__) < _release(oldest):
-        raise SchemaMismatch(
-            f"the database's schema is newer and serves releases from {oldest} on; "
-            f"this is {__version__}: install a newer one"
-        )
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("+")[0].split(".") if part.isdigit())

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 
 import psycopg2
 
-from jobsvc.store import schema
+from jobsvc.store import migrating
 from jobsvc.store.database import Database
 from scripts.benchmarks import history
 from scripts.benchmarks.nodes import Cpu, Nodes
@@ -233,7 +233,7 @@ class Jobsvc(JobSide):
         """On a database that holds so many finished jobs."""
         super().__init__(nodes, stack)
         database = Database(self.url, pool_size=1)
-        schema.migrate(database)
+        migrating.migrate(database)
         database.close()
         if past:
             history.fill(self.url, past)

@@ -7,7 +7,7 @@ import pytest
 
 from jobsvc.broker.topology import Broker, queue_name
 from jobsvc.outbox import Outbox
-from jobsvc.store import schema
+from jobsvc.store import migrating
 from jobsvc.store.database import Database
 from tests.store.house import House, worker
 
@@ -20,7 +20,7 @@ NEVER = 3600.0
 @pytest.fixture
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     database = Database(f"sqlite:///{tmp_path_factory.mktemp('db') / 'jobsvc.db'}")
-    schema.migrate(database)
+    migrating.migrate(database)
     yield House(database)
     database.close()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.store import schema
+from jobsvc.store import migrating, schema
 from jobsvc.store.database import Database
 from jobsvc.store.tables import job_events, jobs
 from tests.checker import check
@@ -37,7 +37,7 @@ class Cluster:
         for run in (command, [str(SCRIPTS / "stack" / "postgres-roles")]):
             subprocess.run(run, env=os.environ | self.environment, check=True, timeout=30)
         migrator = Database(self._url("jobsvc_migrate"))
-        schema.migrate(migrator)
+        migrating.migrate(migrator)
         migrator.close()
 
     def _url(self, user: str) -> str:

@@ -12,7 +12,7 @@ from google.protobuf.struct_pb2 import Value
 
 from jobsvc.client import Client
 from jobsvc.core.states import EventType, JobState
-from jobsvc.store import schema
+from jobsvc.store import migrating
 from jobsvc.store.database import Database
 from jobsvc.store.tables import job_events, jobs, outbox
 from tests.checker import Report, check
@@ -53,7 +53,7 @@ class Service:
     def __init__(self, database_url: str, broker_url: str, directory: Path, **common: str) -> None:
         self.database_url = database_url
         self.database = Database(database_url, pool_size=4)
-        schema.migrate(self.database)
+        migrating.migrate(self.database)
         self.broker = Rabbit(broker_url)
         self.directory = directory
         self.servers: list[Process] = []

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.store import schema
+from jobsvc.store import migrating
 from jobsvc.store.database import Database
 from tests.checker import check
 from tests.services import fresh_database
@@ -46,7 +46,7 @@ def open_database(url: str) -> Database:
         assert database.url.database
         Path(database.url.database).write_bytes(_empty_file())
     else:
-        schema.migrate(database)
+        migrating.migrate(database)
     return database
 
 
@@ -55,7 +55,7 @@ def _empty_file() -> bytes:
     """An SQLite database as migrations make it, to copy: quicker than to run them each time."""
     with TemporaryDirectory() as directory:
         database = connect(sqlite_url(Path(directory)))
-        schema.migrate(database)
+        migrating.migrate(database)
         database.close()
         return (Path(directory) / "jobs.db").read_bytes()
 

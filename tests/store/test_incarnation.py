@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.store import schema
+from jobsvc.store import migrating, schema
 from jobsvc.store.database import Database, Transaction
 from jobsvc.store.schema import is_home
 from jobsvc.store.tables import job_events, jobs, service
@@ -51,7 +51,7 @@ def test_the_first_start_notes_where_it_is_and_others_find_it_there(own: House) 
     assert int(cluster) > 0
     assert timeline == "00000001"
     assert int(database) > 0
-    for start in (schema.require, schema.migrate):
+    for start in (schema.require, migrating.migrate):
         start(own.database)
     assert facts(own.database) == first
 

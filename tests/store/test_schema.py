@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from jobsvc.errors import SchemaMismatch
-from jobsvc.store import schema
+from jobsvc.store import migrating, schema
 from jobsvc.store.database import Database
 from jobsvc.store.dialects import engines
 from jobsvc.store.tables import metadata, service
@@ -99,28 +99,28 @@ def _words(condition: object) -> list[str]:
 
 
 def test_migrating_again_changes_nothing(empty: Database) -> None:
-    schema.migrate(empty)
+    migrating.migrate(empty)
     assert tables(empty) == set(metadata.tables)
     before = incarnation(empty)
-    schema.migrate(empty)
+    migrating.migrate(empty)
     assert incarnation(empty) == before
-    assert schema.missing(empty) == []
+    assert migrating.missing(empty) == []
 
 
 def test_each_database_has_an_incarnation_of_its_own(migrated: Database, empty: Database) -> None:
-    schema.migrate(empty)
+    migrating.migrate(empty)
     assert incarnation(migrated) != incarnation(empty)
 
 
 MIGRATE = """
 import sys
-from jobsvc.store import schema
+from jobsvc.store import migrating, schema
 from jobsvc.store.database import Database
 database = Database(sys.argv[1])
-schema.config(database)
+migrating.config(database)
 print("ready", flush=True)
 sys.stdin.readline()
-schema.migrate(database)
+migrating.migrate(database)
 """
 
 
@@ -140,7 +140,7 @@ def test_two_may_migrate_at_once(empty_url: str, empty: Database) -> None:
         process.communicate(timeout=WAIT_SECONDS_MAX)
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert tables(empty) == set(metadata.tables)
-    assert schema.missing(empty) == []
+    assert migrating.missing(empty) == []
 
 
 def test_a_migration_waits_for_another_however_long_that_takes(postgresql_url: str) -> None:
@@ -149,43 +149,44 @@ def test_a_migration_waits_for_another_however_long_that_takes(postgresql_url: s
         slow, waiting = connect(url), connect(url)
         with slow.engine.connect() as connection:
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(1785684595)")
-            migration = threading.Thread(target=lambda: schema.migrate(waiting))
+            migration = threading.Thread(target=lambda: migrating.migrate(waiting))
             migration.start()
             wait_until_blocked(House(slow))
             migration.join(2.2)
             assert migration.is_alive()
         migration.join(WAIT_SECONDS_MAX)
-        assert schema.missing(slow) == []
+        assert migrating.missing(slow) == []
         slow.close()
         waiting.close()
 
 
 def test_migrating_leaves_the_connections_as_they_were(migrated_postgresql: Database) -> None:
     """They go back to the pool, and serve calls next."""
-    schema.migrate(migrated_postgresql)
+    migrating.migrate(migrated_postgresql)
     with migrated_postgresql.engine.connect() as connection:
         for setting, expected in (("statement_timeout", "5s"), ("lock_timeout", "1s")):
             assert connection.exec_driver_sql(f"SHOW {setting}").scalar_one() == expected
 
 
 def test_down_and_up_again(empty: Database) -> None:
-    schema.migrate(empty)
-    alembic_command.downgrade(schema.config(empty), "base")
+    migrating.migrate(empty)
+    alembic_command.downgrade(migrating.config(empty), "base")
     assert tables(empty) == set()
-    assert schema.missing(empty) != []
-    schema.migrate(empty)
+    assert migrating.missing(empty) != []
+    migrating.migrate(empty)
     assert tables(empty) == set(metadata.tables)
     house = House(empty)
     assert house.get(house.submit()).last_sequence == 1
 
 
 def test_an_older_schema_is_refused(empty: Database) -> None:
-    scripts = list(ScriptDirectory.from_config(schema.config(empty)).walk_revisions())
+    scripts = list(ScriptDirectory.from_config(migrating.config(empty)).walk_revisions())
     expected = [f"{script.revision}: {script.doc}" for script in reversed(scripts)]
-    assert schema.missing(empty) == expected
+    assert migrating.missing(empty) == expected
     with pytest.raises(SchemaMismatch, match=f"{len(expected)} migrations .* jobsvc migrate"):
         schema.require(empty)
-    schema.migrate(empty)
+    migrating.migrate(empty)
+    assert scripts[0].revision == schema.REVISION
     schema.require(empty)
 
 
@@ -195,15 +196,15 @@ def test_an_older_schema_is_refused(empty: Database) -> None:
 def test_a_newer_schema_says_whom_it_still_serves(
     empty: Database, monkeypatch: pytest.MonkeyPatch, oldest: str, served: bool
 ) -> None:
-    monkeypatch.setattr(schema, "__version__", "0.9.0")
-    schema.migrate(empty)
+    monkeypatch.setattr(migrating, "__version__", "0.9.0")
+    migrating.migrate(empty)
 
     def become_newer(connection: sa.Connection) -> None:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = 'from_the_future'"))
         connection.execute(sa.update(service).values(oldest_release=oldest))
 
     empty.write(lambda tx: become_newer(tx.connection))
-    for check in (schema.require, schema.migrate):
+    for check in (schema.require, migrating.migrate):
         if served:
             check(empty)
         else:
@@ -217,12 +218,25 @@ def test_a_directory_may_have_any_name(
 ) -> None:
     directory = tmp_path / name
     directory.mkdir()
-    here = Path(schema.__file__).parent
+    here = Path(migrating.__file__).parent
     (directory / "migrations").symlink_to(here / "migrations")
-    monkeypatch.setattr(schema, "__file__", str(directory / "schema.py"))
+    monkeypatch.setattr(migrating, "__file__", str(directory / "migrating.py"))
     database = Database(engines.sqlite_url(directory / "jobsvc.db"))
-    schema.migrate(database)
-    assert not schema.missing(database)
+    migrating.migrate(database)
+    assert not migrating.missing(database)
     database.close()
     assert {path.name for path in tmp_path.iterdir()} == {name}
     assert (directory / "jobsvc.db").stat().st_size
+
+
+def test_who_finds_the_schema_as_it_should_be_loads_no_alembic(
+    migrated_postgresql: Database,
+) -> None:
+    migrating.migrate(migrated_postgresql)
+    url = migrated_postgresql.url.render_as_string(hide_password=False)
+    program = (
+        "import sys; from jobsvc.store import schema; from jobsvc.store.database import Database; "
+        f"schema.require(Database({url!r})); print('alembic' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

@@ -17,7 +17,7 @@ import structlog
 
 from jobsvc.core.model import Unique
 from jobsvc.errors import CannotStart, DatabaseUnavailable, DatabaseUnfit
-from jobsvc.store import hot, schema, trouble, verbs
+from jobsvc.store import hot, migrating, schema, trouble, verbs
 from jobsvc.store.aio import AsyncStatements
 from jobsvc.store.database import Database, Transaction
 from jobsvc.store.dialects import engines
@@ -72,7 +72,7 @@ def hostile_url(database_url: str) -> str:
 @pytest.fixture(params=[True, False], ids=["prepare", "in_full"])
 def hostile(hostile_url: str, request: pytest.FixtureRequest) -> Iterator[Database]:
     database = Database(hostile_url + "?options=-c%20timezone%3DCET", prepare=request.param)
-    schema.migrate(database)
+    migrating.migrate(database)
     yield database
     database.close()
 
@@ -147,7 +147,7 @@ def test_a_database_that_cannot_hold_every_text_is_refused(
 ) -> None:
     with fresh_database(postgres_url, f"template0 ENCODING '{encoding}' LOCALE 'C'") as url:
         database = Database(url)
-        for start in (schema.migrate, schema.require):
+        for start in (migrating.migrate, schema.require):
             with pytest.raises(DatabaseUnfit, match=f"encoding {encoding}.*ENCODING 'UTF8'"):
                 start(database)
         database.close()
@@ -181,7 +181,7 @@ def test_a_pooler_that_keeps_the_options_to_itself_is_no_trouble_on_a_plain_serv
         ).one()
     )
     assert tuple(found) == ("on", "Etc/UTC")
-    schema.migrate(database)
+    migrating.migrate(database)
     schema.require(database)
     house = House(database)
     assert house.get(house.submit()).create_time.tzinfo is UTC
@@ -245,7 +245,7 @@ def test_a_migration_without_the_privilege_is_told_in_one_line(database_url: str
     )
     newcomer = other(database_url, username="jobsvc_newcomer")
     with pytest.raises(DatabaseUnavailable) as caught:
-        schema.migrate(newcomer)
+        migrating.migrate(newcomer)
     assert caught.value.cause == "permission denied for schema public"
     newcomer.close()
     execute(database_url, "DROP ROLE jobsvc_newcomer")

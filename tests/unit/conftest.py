@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from jobsvc.store import schema
+from jobsvc.store import migrating
 from jobsvc.store.database import Database
 from tests.store.house import House
 
@@ -30,7 +30,7 @@ def hasten(database: Database) -> None:
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("template") / "jobsvc.db"
     database = Database(f"sqlite:///{path}")
-    schema.migrate(database)
+    migrating.migrate(database)
     database.close()
     return path
 

@@ -1,4 +1,4 @@
-"""Runs the migrations on the engine that jobsvc.store.schema hands over."""
+"""Runs the migrations on the engine that jobsvc.store.migrating hands over."""
 
 from __future__ import annotations
 
