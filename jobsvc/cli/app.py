@@ -9,6 +9,7 @@ for what it does not use.
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -45,11 +46,17 @@ def main() -> None:
         sys.stderr.write(f"{error}\n")
         sys.exit(USAGE)
     except DatabaseUnavailable as error:
-        output.note(error.explained)
-        sys.exit(FAILED)
+        _end(error.explained)
     except JobsvcError as error:
-        output.note(str(error))
-        sys.exit(FAILED)
+        _end(str(error))
     except UnicodeEncodeError:
         output.note("the command line is not UTF-8 text")
         sys.exit(USAGE)
+
+
+def _end(why: str) -> NoReturn:
+    """Says it last, behind what a server or worker has logged."""
+    if telemetry := sys.modules.get("jobsvc.telemetry"):
+        telemetry.flush()
+    output.note(why)
+    sys.exit(FAILED)

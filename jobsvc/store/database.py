@@ -25,7 +25,6 @@ from jobsvc.errors import DatabaseUnavailable
 from jobsvc.store.dialects import prepared
 from jobsvc.store.dialects.clock import CLOCK, CLOCK_NUMBERED, CLOCK_SQLITE, NUMBER
 from jobsvc.store.dialects.engines import (
-    ISOLATION,
     SQLITE_WAIT_SECONDS,
     begin_sqlite,
     cause,
@@ -151,7 +150,6 @@ class Database:
             arguments = {**postgresql_arguments(self.url), "connection_factory": LimitedConnection}
             self.engine = sa.create_engine(
                 self.url,
-                isolation_level=ISOLATION,
                 pool_size=pool_size,
                 max_overflow=0,
                 pool_timeout=10,

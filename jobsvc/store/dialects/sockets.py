@@ -98,6 +98,13 @@ class LimitedConnection(extensions.connection):
         self.line = _Line(self.fileno())
         _watch()
 
+    def set_isolation_level(self, level: int | None) -> None:
+        """What sessions have from their start is not set again: that would cost a statement after
+        each use in autocommit, and an error of the driver's own where it fails."""
+        default = extensions.ISOLATION_LEVEL_DEFAULT
+        is_default = level == extensions.ISOLATION_LEVEL_READ_COMMITTED
+        super().set_isolation_level(default if is_default else level)
+
     commit = _limited(extensions.connection.commit)
     rollback = _limited(extensions.connection.rollback)
 
