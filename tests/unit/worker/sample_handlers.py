@@ -309,7 +309,7 @@ def close_everything(payload: Payload) -> None:
 
 @job("t.write_garbage")
 def write_garbage(payload: Payload) -> None:
-    for fd in map(int, os.listdir("/proc/self/fd")):
+    for fd in [int(each.name) for each in Path("/proc/self/fd").iterdir()]:
         if fd < 3:
             continue
         try:
