@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -234,6 +235,20 @@ def test_a_database_that_takes_no_writes_any_more_is_left(pg_house: House) -> No
         database.write(demoted)
     assert len(runs) == 1
     assert database.read(pid) != before
+
+
+def test_a_read_is_one_statement(pg_house: House) -> None:
+    """Nothing is set before or behind it, whatever the connection was used for."""
+    url = pg_house.database.url.render_as_string(hide_password=False)
+    with closing(Database(url, pool_size=1)) as database:
+        last = sa.text("SELECT query FROM pg_stat_activity WHERE pid = :pid")
+        for use in (database.read, database.scan, database.read):
+            use(pid)
+            served_by = database.read(pid)
+            found = pg_house.database.read(
+                lambda c, p=served_by: c.execute(last, {"pid": p}).scalar_one()  # type: ignore[misc]
+            )
+            assert "pg_backend_pid" in found
 
 
 def test_a_standby_is_not_connected_to(pg_house: House) -> None:
