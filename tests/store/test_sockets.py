@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import socket
+import struct
 import time
 from contextlib import closing
 
@@ -13,7 +15,7 @@ import sqlalchemy as sa
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.store.database import CommitUnknown, Transaction
 from jobsvc.store.dialects import sockets
-from jobsvc.store.dialects.sockets import waiting_long
+from jobsvc.store.dialects.sockets import _Line, waiting_long
 from tests.harness.proxy import Proxy
 from tests.store.conftest import connect
 from tests.store.house import House
@@ -55,6 +57,23 @@ def test_silence_in_commit_is_of_unknown_outcome(pg_house: House, postgresql_url
             database.write(fall_silent)
         silence.__exit__(None, None, None)
         database.close()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_connection_that_has_ended_meanwhile_is_shut_in_silence(closed: bool) -> None:
+    """The thread that shuts those of all is one that the process cannot do without."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+        line = _Line(ours.fileno())
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()  # by a reset
+        with ours, pytest.raises(ConnectionResetError):
+            ours.recv(1)
+        if closed:
+            line.close()
+        line.shut()
+        line.close()
 
 
 @pytest.mark.usefixtures("impatient")

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -46,8 +46,8 @@ class _Line:
         self._fd = os.dup(fd)
 
     def shut(self) -> None:
-        """Whoever waits for it hears that it has ended."""
-        with socket.socket(fileno=os.dup(self._fd)) as end:
+        """Whoever waits for it hears that it has ended, if it has not by itself meanwhile."""
+        with suppress(OSError), socket.socket(fileno=os.dup(self._fd)) as end:
             end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
