@@ -8,18 +8,20 @@ or to read is better done beside the loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 import psycopg2
 from psycopg2.extensions import POLL_OK, POLL_WRITE
-from psycopg2.extras import wait_select
 
 from jobsvc.errors import DatabaseUnavailable
 from jobsvc.store.database import CONFLICT_RETRIES, CommitUnknown, Database, conflict_pause
 from jobsvc.store.dialects import prepared
 from jobsvc.store.dialects.prepared import Statement
-from jobsvc.store.dialects.sockets import SILENCE_SECONDS_MAX, has_input, silence
+from jobsvc.store.dialects.sockets import SILENCE_SECONDS_MAX, has_input, silence, wait
 
 # One that writes, one that reads: each caller has one statement under way.
 LOOP_CONNECTIONS = 2
@@ -86,16 +88,28 @@ class AsyncStatements:
 
     def _connect(self) -> Any:
         """In a thread, as names are looked up."""
+        arguments = self._database.connect_arguments
         try:
-            connection = psycopg2.connect(**self._database.connect_arguments, async_=True)
-            wait_select(connection)
+            connection = psycopg2.connect(**{**arguments, **_place(arguments)}, async_=True)
+            wait(connection)
             if self._database.prepare:
                 with connection.cursor() as cursor:
                     cursor.execute(prepared.PLAN_BY_INDEX)
-                    wait_select(connection)
+                    wait(connection)
         except psycopg2.Error as error:
             raise DatabaseUnavailable(self._database.told(error)) from error
         return connection
+
+
+def _place(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the server that they lead to. An asynchronous connection knows no connect_timeout: of
+    several hosts, or addresses of one, it would wait for a silent one for ever."""
+    with closing(psycopg2.connect(**arguments)) as found:
+        place = {"host": found.info.host, "port": found.info.port}
+        with socket.socket(fileno=os.dup(found.fileno())) as line:
+            if line.family != socket.AF_UNIX:
+                place["hostaddr"] = line.getpeername()[0]
+    return place
 
 
 class _Connection:

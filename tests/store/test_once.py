@@ -17,6 +17,7 @@ from jobsvc.errors import DatabaseUnavailable
 from jobsvc.store import aio
 from jobsvc.store.aio import LOOP_CONNECTIONS, AsyncStatements
 from jobsvc.store.database import CommitUnknown, Database, Refused, Transaction
+from jobsvc.store.dialects import sockets
 from jobsvc.store.dialects.prepared import Statement
 from jobsvc.store.tables import jobs
 from tests.harness import until
@@ -217,6 +218,33 @@ def test_a_silent_server_is_given_up(
         once(PID)
         with link.silence(), pytest.raises(CommitUnknown):
             once(PID)
+
+
+def test_a_host_that_is_silent_is_passed_over(postgresql_url: str) -> None:
+    """As after a failover, where the first of two is gone without a word."""
+    real = sa.make_url(postgresql_url)
+    with Proxy(postgresql_url) as link, link.silence():
+        silent = sa.make_url(link.url)
+        hosts = [f"{url.host}:{url.port}" for url in (silent, real)]
+        both = real.set(host=None, port=None, query={"host": hosts, "connect_timeout": "2"})
+        url = both.render_as_string(hide_password=False)
+        with closing(Database(url)) as database, by_loop(database) as once:
+            assert once(SUM, 1, 2) == [(3,)]
+
+
+def test_a_server_that_is_silent_from_the_start_is_given_up(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its port takes connections."""
+    with Proxy(postgresql_url) as link, link.silence():
+        url = f"{link.url}?connect_timeout=2"
+        with closing(Database(url)) as database, by_loop(database) as once:
+            with pytest.raises(DatabaseUnavailable):
+                once(PID)
+            monkeypatch.setattr(aio, "_place", lambda _: {})  # it falls silent after that
+            monkeypatch.setattr(sockets, "SILENCE_SECONDS_MAX", 0.3)
+            with pytest.raises(DatabaseUnavailable):
+                once(PID)
 
 
 def test_a_cancelled_caller_leaves_no_answer_for_the_next(database: Database) -> None:

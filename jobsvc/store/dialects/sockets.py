@@ -147,6 +147,18 @@ def has_input(connection: Any) -> bool:
     return bool(poll.poll(0))
 
 
+def wait(connection: Any) -> None:
+    """Until an asynchronous connection has done what it is at. One that stays silent for too long
+    is closed, and OperationalError raised."""
+    while (state := connection.poll()) != extensions.POLL_OK:
+        poll = select.poll()
+        reads = state == extensions.POLL_READ
+        poll.register(connection.fileno(), select.POLLIN if reads else select.POLLOUT)
+        if not poll.poll(SILENCE_SECONDS_MAX * 1000):
+            connection.close()
+            raise silence()
+
+
 def silence() -> psycopg2.OperationalError:
     """What a connection that stayed silent for too long is ended with."""
     return psycopg2.OperationalError(f"no answer for {SILENCE_SECONDS_MAX:g} s")
