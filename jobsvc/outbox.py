@@ -164,9 +164,9 @@ class Outbox:
                 left = min(ticks) - time.monotonic()
                 if left <= 0 or not self._work.wait(left):
                     break
-        if not (self._changes or self._controls or self._redispatch.pending or self._stopping):
-            # Jobs that come one by one, but quickly, share what it costs to send any.
-            time.sleep(max(self._send_due - time.monotonic(), 0.0))
+        urgent = self._changes or self._controls or self._redispatch.pending or self._stopping
+        if not urgent and (left := self._send_due - time.monotonic()) > 0:
+            time.sleep(left)  # jobs that come one by one, but quickly, share what sending any costs
 
     def _has_work(self) -> bool:
         unsettled = self._stopping and self._unsettled
