@@ -400,6 +400,24 @@ def test_what_is_sent_within_a_moment_is_settled_together(
     assert [len(ids) for ids in settled] == [3, 1]
 
 
+def test_jobs_that_come_quickly_share_a_sending(
+    make: MakeOutbox, house: House, queue: str, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first goes at once."""
+    monkeypatch.setattr(module, "GATHER_SECONDS", 0.5)
+    sendings: list[int] = []
+    line.on_publish = lambda: sendings.append(len(line.published))
+    outbox = make()
+    ids = [house.submit(queue=queue)]
+    outbox.tell(house.effects, watched=False)
+    line.wait(lambda: line.published == ids)
+    for _ in range(3):
+        ids.append(house.submit(queue=queue))
+        outbox.tell(house.effects, watched=False)
+    line.wait(lambda: line.published == ids)
+    assert sendings == [0, 1]  # by what was published before
+
+
 def test_an_unexpected_fault_ends_nothing(
     make: MakeOutbox, house: House, queue: str, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
